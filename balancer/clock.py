@@ -1,7 +1,7 @@
 """Time, given in rather than taken: what depends on it can be driven by a test.
 
-`monotonic()` orders and measures (seconds, arbitrary zero, never jumps); `wall()` is the time of day (POSIX seconds) and
-may jump. Durations and deadlines live on the first; only what people read or what a calendar decides uses the second.
+`monotonic()` orders and measures (seconds, arbitrary zero, never jumps); `wall()` is the time of day (POSIX seconds) and may
+jump. Durations and deadlines live on the first; only what people read or what a calendar decides uses the second.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Everything that can go wrong, said once and in no dialect; a surface renders it in its own.
 
-`ProxyError` is an answer of ours: an HTTP status, a `code` (the words of spec/openai.md section 5), a sentence for people
-and, where waiting helps, the seconds after which it truly does. The `Upstream…` group is what a transport raises; the relay
-turns what is left of those after its retries into a `ProxyError`.
+`ProxyError` is an answer of ours: an HTTP status, a `code` (snake case, as OpenAI's dialect spells them), a sentence for
+people and, where waiting helps, the seconds after which it truly does. The `Upstream…` group is what a transport raises;
+the relay turns what is left of those after its retries into a `ProxyError`.
 """
 
 from __future__ import annotations

@@ -45,8 +45,8 @@ class Scope(enum.Enum):
 class Rest:
     """Do not use the key within `scope` for a while.
 
-    Exactly one of three forms: `seconds` given (that long); `until_quota_day` (until the provider's next quota day, midnight
-    of America/Los_Angeles); neither (escalating: `first` seconds, doubled with each refusal in a row up to `cap`).
+    Exactly one of three forms: `seconds` given (that long); `until_quota_day` (until the provider's next quota day,
+    midnight of America/Los_Angeles); neither (escalating: `first` seconds, doubled with each refusal in a row up to `cap`).
     """
 
     scope: Scope
@@ -67,8 +67,8 @@ class Disable:
 class Judgement:
     """What one answer means. `reason` is short, for people, and holds no secret ("429 per minute", "API_KEY_INVALID").
 
-    `correlates` names the kind of refusal where the same refusal of several keys within seconds would mean that the address
-    or the provider is at fault and not the keys ("429", "503"); None where it says nothing of that sort.
+    `correlates` names the kind of refusal where the same refusal of several keys within seconds would mean that
+    the address or the provider is at fault and not the keys ("429", "503"); None where it says nothing of that sort.
     `project` is the quota project (the provider's word for it) that the answer revealed.
     """
 

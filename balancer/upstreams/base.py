@@ -1,6 +1,7 @@
 """What an upstream kind is: the pure steps between a call and one upstream request, and what the answer means.
 
-A kind does no I/O and knows neither aiohttp nor asyncio. A new kind is one file beside this one and one line in `KINDS`.
+A kind does no I/O and knows neither aiohttp nor asyncio. A new kind is one file beside this one and one line in
+the table that `app.py` makes kinds from.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import Protocol
 from balancer.model import Call, Headers, Judgement, Key, Outbound
 
 ERROR_BODY_LIMIT = 1 << 20
-"""Bytes of an error answer's body that are read before it is judged. A larger one is not an API error of any provider."""
+"""Bytes of an error answer's body that are read before it is judged. No provider's API errors are larger."""
 
 
 class UpstreamKind(Protocol):
