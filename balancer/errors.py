@@ -36,19 +36,19 @@ class ProxyError(Exception):
 
 
 class UpstreamError(Exception):
-    """An upstream did not give a usable answer. `sent`: the request may have reached it."""
+    """An upstream did not give a usable answer. `repeatable`: the same request may fare better a moment later."""
 
-    sent = True
+    repeatable = False
 
 
 class ConnectFailed(UpstreamError):
     """No connection: DNS, TCP, TLS or proxy. Nothing was sent."""
 
-    sent = False
-
 
 class AnswerLost(UpstreamError):
     """The connection ended before a whole answer head arrived."""
+
+    repeatable = True
 
 
 class AnswerBroken(UpstreamError):

@@ -124,10 +124,12 @@ class Call:
 
     `path` is the raw request target (path and query, percent-encoding untouched) with everything internal removed;
     `headers` are end-to-end fields only, free of every client credential. `deadline` is on the monotonic clock.
-    `repeatable`: may be sent again although it was sent and not answered (design rule 5).
+    `kind` is the upstream kind whose dialect it speaks. `repeatable`: it changes nothing, so that it may be sent again although
+    it was sent once and not answered.
     """
 
     surface: str
+    kind: str
     method: str
     path: str
     headers: list[tuple[str, str]]
@@ -136,7 +138,46 @@ class Call:
     session: str | None = None
     deadline: float | None = None
     repeatable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Seconds; None: no limit. Connecting, waiting for the first byte, for the next one, and all together."""
+
+    connect: float | None = 10.0
+    first_byte: float | None = 300.0
+    idle: float | None = 300.0
+    total: float | None = None
+
+
+@dataclass(slots=True)
+class Record:
+    """What one request came to, for its access line and the metrics. Times are monotonic seconds; sizes are body bytes.
+
+    `upstream_wait` is the time spent waiting for upstreams to answer (lost attempts included), `other_wait` the time spent
+    on the client's body, on a key to come back and on pauses between attempts: what is left of the time to first byte is
+    our own doing, the overhead.
+    """
+
+    started: float
+    request_id: str
+    method: str = ""
+    path: str = ""
+    surface: str = ""
+    client: str = ""
+    model: str | None = None
     upstream: str | None = None
+    key: str | None = None
+    attempts: int = 0
+    status: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    first_byte: float | None = None
+    upstream_wait: float = 0.0
+    other_wait: float = 0.0
+    error: str | None = None
+    close: bool = False
+    """The connection is to be closed after this answer (drain)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,117 @@
+"""Who is the caller: client tokens, where they may stand, and who may call without one.
+
+A credential is looked for in every place where any SDK puts one; blank values and the schemes Basic, Digest, Negotiate and
+Token count as absent. The first valid one names the client; one or more given and none valid is a refusal. Without tokens
+in the configuration every local caller is `anonymous`: local means a loopback peer, no sign of a proxy in between, and no
+web page of a foreign origin.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
+
+from balancer.errors import ProxyError
+from balancer.model import ANONYMOUS, Client
+from balancer.web import CLIENT, FORWARDING_FIELDS, SURFACE, is_loopback, is_own_host, peer_address
+
+PUBLIC_PATHS = frozenset({"/healthz", "/readyz"})
+
+_NO_CREDENTIAL_SCHEMES = frozenset({"basic", "digest", "negotiate", "token"})
+_HEADER_PLACES = ("x-goog-api-key", "x-api-key", "api-key")
+
+
+@dataclass(frozen=True, slots=True)
+class Callers:
+    """The client tokens of one configuration. Keys of `by_digest` are SHA-256 digests; secrets are not kept."""
+
+    by_digest: Mapping[bytes, Client]
+    exempt_loopback: bool = False
+    public_host: str | None = None
+
+    def identify(self, request: web.Request) -> Client:
+        """The caller. Raises ProxyError 401 or 403."""
+        given = False
+        for credential in credentials(request):
+            given = True
+            client = self._client(credential)
+            if client is not None:
+                return client
+        if self.by_digest and given:
+            raise ProxyError(
+                401, "invalid_api_key", "The API key is not valid here. It must be a client token of this proxy."
+            )
+        if self.by_digest and not (self.exempt_loopback and is_local(request)):
+            raise ProxyError(
+                401,
+                "missing_api_key",
+                "No API key given. Send a client token of this proxy, for example as x-goog-api-key or Authorization: Bearer.",
+            )
+        if not is_local(request):
+            raise ProxyError(
+                401,
+                "missing_api_key",
+                "Without client tokens (auth.tokens) this proxy serves callers on its own machine only.",
+            )
+        self._check_origin(request)
+        return ANONYMOUS
+
+    def _client(self, credential: str) -> Client | None:
+        digest = hashlib.sha256(credential.encode("utf-8", "surrogateescape")).digest()
+        # A digest tells nothing of the secret's text, so how long its look-up takes tells nothing either.
+        return self.by_digest.get(digest)
+
+    def _check_origin(self, request: web.Request) -> None:
+        origin = request.headers.get("Origin")
+        if origin is None:
+            return
+        host = request.headers.get("Host", "")
+        own = urlsplit(origin).netloc.lower() == host.lower() and is_own_host(host, self.public_host)
+        if not own:
+            raise ProxyError(
+                403, "origin_not_allowed", "Web pages of another origin may not use this proxy without a token."
+            )
+
+
+def credentials(request: web.Request) -> Iterator[str]:
+    """Every credential that a request carries, in the order in which they count."""
+    headers, query = request.headers, request.rel_url.query
+    authorization = headers.get("Authorization")
+    if authorization:
+        scheme, blank, rest = authorization.strip().partition(" ")
+        if not blank:
+            if scheme and scheme.lower() not in (_NO_CREDENTIAL_SCHEMES | {"bearer"}):
+                yield scheme
+        elif scheme.lower() == "bearer":
+            if rest.strip():
+                yield rest.strip()
+        elif scheme.lower() not in _NO_CREDENTIAL_SCHEMES:
+            yield authorization.strip()
+    places = [headers.get("X-Session-Token"), query.get("session_token")]
+    places += [headers.get(name) for name in _HEADER_PLACES]
+    places += [query.get("key"), query.get("api_key")]
+    for value in places:
+        if value and value.strip():
+            yield value.strip()
+
+
+def is_local(request: web.Request) -> bool:
+    """Whether the caller is on this machine and no proxy stands in between."""
+    return is_loopback(peer_address(request)) and not any(name in request.headers for name in FORWARDING_FIELDS)
+
+
+def auth(callers: Callable[[], Callers]) -> Middleware:
+    """Names the caller of every request but the public ones, and of those that a surface recognises by other means."""
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.path not in PUBLIC_PATHS and SURFACE in request:
+            request[CLIENT] = callers().identify(request)
+        return await handler(request)
+
+    return middleware

@@ -1,0 +1,68 @@
+"""Turns whatever went wrong into an answer in the caller's dialect, or into a cut where an answer has begun."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import structlog
+from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
+
+from balancer.errors import ClientGone, ClientStalled, ProxyError
+from balancer.model import Record
+from balancer.web import RECORD, SURFACE, Surface, error_answer
+
+log = structlog.get_logger()
+
+
+def errors(default: Callable[[], Surface]) -> Middleware:
+    """`default` renders errors of requests that no surface claims."""
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        record = request[RECORD]
+        try:
+            return await handler(request)
+        except ProxyError as error:
+            failure = error
+        except web.HTTPException as refused:
+            failure = _from_aiohttp(request, refused)
+        except ClientStalled as stalled:
+            failure = ProxyError(408, "request_timeout", f"The client fell silent: {stalled}.", close=True)
+        except (ClientGone, ConnectionError) as gone:
+            record.error = "client left"
+            raise ConnectionResetError("client left") from gone
+        except asyncio.CancelledError:
+            record.error = "client left"
+            raise
+        except Exception:
+            log.exception("internal error", request_id=record.request_id, surface=record.surface)
+            failure = ProxyError(500, "internal_error", "An internal error; the log has it under this request id.")
+        return _answer(request, record, failure, default)
+
+    return middleware
+
+
+def _answer(
+    request: web.Request, record: Record, failure: ProxyError, default: Callable[[], Surface]
+) -> web.StreamResponse:
+    record.error = failure.code
+    if record.status:
+        # The head of another answer is out: what follows would be read as its body.
+        request.protocol.force_close()
+        raise ConnectionResetError("answer cut")
+    record.status = failure.status
+    surface = request.get(SURFACE) or default()
+    return error_answer(failure, surface.render(failure))
+
+
+def _from_aiohttp(request: web.Request, refused: web.HTTPException) -> ProxyError:
+    match refused.status:
+        case 405:
+            allow = refused.headers.get("Allow")
+            return ProxyError(405, "method_not_allowed", f"{request.method} is not a method of this URL.", allow=allow)
+        case 404:
+            return ProxyError(404, "unknown_url", f"Invalid URL ({request.method} {request.path})")
+        case status:
+            return ProxyError(status, "invalid_request", refused.reason)

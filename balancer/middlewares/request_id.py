@@ -1,0 +1,44 @@
+"""Gives each request its id and its record: the outermost middleware, so that all others find them."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Callable, Sequence
+
+from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
+
+from balancer.clock import Clock
+from balancer.model import Record
+from balancer.web import RECORD, SURFACE, Surface
+
+_USABLE = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
+
+
+def new_id() -> str:
+    """16 hex digits: unique among the requests that one log holds."""
+    return secrets.token_hex(8)
+
+
+def request_id(clock: Clock, surfaces: Callable[[], Sequence[Surface]]) -> Middleware:
+    """`X-Request-Id` of the caller is kept where it is harmless in a log; else one is made. Also finds the surface."""
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        given = request.headers.get("X-Request-Id")
+        usable = given is not None and _USABLE.fullmatch(given) is not None
+        record = Record(clock.monotonic(), given if usable and given is not None else new_id(), request.method)
+        record.path = request.path
+        request[RECORD] = record
+        for surface in surfaces():
+            if surface.claims(request):
+                request[SURFACE] = surface
+                record.surface = surface.name
+                break
+        response = await handler(request)
+        if not response.prepared and "X-Request-Id" not in response.headers:
+            response.headers["X-Request-Id"] = record.request_id
+        return response
+
+    return middleware

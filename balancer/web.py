@@ -1,0 +1,124 @@
+"""What middlewares and surfaces share about one HTTP request: its record, its caller, its surface, answers of ours."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable
+from typing import Protocol
+from urllib.parse import urlsplit
+
+from aiohttp import web
+
+from balancer.errors import ProxyError
+from balancer.model import Client, Record
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+FORWARDING_FIELDS = (
+    "Forwarded",
+    "X-Forwarded-For",
+    "X-Forwarded-Host",
+    "X-Forwarded-Proto",
+    "X-Real-IP",
+    "Via",
+    "CF-Connecting-IP",
+    "True-Client-IP",
+)
+"""Fields that a proxy in front of us adds: a request that carries one is not local, whoever its TCP peer is."""
+
+
+class Surface(Protocol):
+    """A family of routes that speaks one dialect to its callers."""
+
+    name: str
+
+    def claims(self, request: web.Request) -> bool:
+        """Whether this request is this surface's to answer, errors included."""
+        ...
+
+    def render(self, error: ProxyError) -> bytes:
+        """The JSON body of an error answer."""
+        ...
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        """Answer it. Raises ProxyError while nothing has been sent."""
+        ...
+
+
+RECORD = web.RequestKey("record", Record)
+CLIENT = web.RequestKey("client", Client)
+SURFACE = web.RequestKey("surface", Surface)
+
+
+def json_answer(status: int, body: bytes, headers: Iterable[tuple[str, str]] = ()) -> web.Response:
+    """A JSON answer of ours."""
+    answer = web.Response(status=status, body=body, content_type="application/json")
+    answer.headers["Server"] = "balancer"
+    for name, value in headers:
+        answer.headers[name] = value
+    return answer
+
+
+def error_answer(error: ProxyError, body: bytes) -> web.Response:
+    """An error answer of ours, with the fields that its kind asks for (RFC 9110 sections 10.2.3, 11.6.1, 15.5.6)."""
+    answer = json_answer(error.status, body)
+    if error.status == 401:
+        answer.headers["WWW-Authenticate"] = "Bearer"
+    if error.allow is not None:
+        answer.headers["Allow"] = error.allow
+    if error.retry_after is not None:
+        answer.headers["Retry-After"] = str(max(1, -int(-error.retry_after // 1)))
+    if error.close:
+        answer.force_close()
+    return answer
+
+
+def peer_address(request: web.Request) -> str | None:
+    """The address of the TCP peer; None for a unix socket."""
+    transport = request.transport
+    name = transport.get_extra_info("peername") if transport is not None else None
+    return str(name[0]) if isinstance(name, tuple) else None
+
+
+def is_loopback(address: str | None) -> bool:
+    """Whether the peer is this machine: 127.0.0.0/8, ::1, their mapped forms, or a unix socket."""
+    if address is None:
+        return True
+    try:
+        parsed = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return False
+    mapped = getattr(parsed, "ipv4_mapped", None)
+    return bool((mapped or parsed).is_loopback)
+
+
+def client_address(request: web.Request, trusted: Iterable[Network]) -> str:
+    """Who calls: the TCP peer, or, where that is a trusted proxy, the last address it vouches for in X-Forwarded-For."""
+    address = peer_address(request) or "unix"
+    networks = tuple(trusted)
+    if not networks:
+        return address
+    hops = [hop.strip() for line in request.headers.getall("X-Forwarded-For", ()) for hop in line.split(",")]
+    while hops and _within(address, networks):
+        address = hops.pop()
+    return address
+
+
+def _within(address: str, networks: tuple[Network, ...]) -> bool:
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    return any(parsed in network for network in networks)
+
+
+def is_own_host(host: str, public: str | None = None) -> bool:
+    """Whether a Host field names this machine in a way that no foreign web page can have arranged."""
+    name = urlsplit(f"//{host}").hostname or ""
+    if name in ("localhost", public):
+        return True
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
