@@ -17,8 +17,10 @@ of its kind lay none until it is over.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Hashable, Set
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
+
+from balancer.keypool.slot import Project, Slot
 
 WINDOW = 10.0
 WITNESSES = 3
@@ -39,11 +41,11 @@ class Finding(enum.Enum):
 class _Suspicion:
     """Recent refusals of one kind: when each witness was refused last, and how to take back what it got for it."""
 
-    witnesses: dict[Hashable, float] = field(default_factory=dict)
+    witnesses: dict[str, tuple[float, Slot]] = field(default_factory=dict)
     undo: dict[Hashable, tuple[float, Callable[[], None]]] = field(default_factory=dict)
 
     def prune(self, now: float) -> None:
-        self.witnesses = {who: seen for who, seen in self.witnesses.items() if now - seen <= WINDOW}
+        self.witnesses = {who: seen for who, seen in self.witnesses.items() if now - seen[0] <= WINDOW}
         self.undo = {what: entry for what, entry in self.undo.items() if now - entry[0] <= WINDOW}
 
 
@@ -65,18 +67,19 @@ class Outage:
         return bool(self._suspicions) or self._kind is not None
 
     def refused(
-        self, kind: str, witness: Hashable, candidates: Set[Hashable], *, reason: str, begun: float, now: float
+        self, kind: str, slot: Slot, alive: Iterable[Slot], *, by_project: bool, reason: str, begun: float, now: float
     ) -> Finding:
-        """A lease begun then was refused. `candidates`: everyone who could be a witness now."""
+        """A lease begun then was refused. `alive`: the keys that could be; `by_project`: the refusal blames a project."""
         if self._kind is not None and now > self.until + QUIET:
             self._calm()
         if kind == self._kind:
             return self._step(kind, reason, now) if begun > self._stepped else Finding.ABSORBED
         suspicion = self._suspicions.setdefault(kind, _Suspicion())
         suspicion.prune(now)
-        suspicion.witnesses[witness] = now
-        possible = len(candidates | suspicion.witnesses.keys())
-        if possible < 2 or len(suspicion.witnesses) < min(WITNESSES, possible):
+        suspicion.witnesses[slot.fingerprint] = (now, slot)
+        witnesses = {_blamed(witness, by_project) for _, witness in suspicion.witnesses.values()}
+        possible = len(witnesses.union(_blamed(each, by_project) for each in alive))
+        if possible < 2 or len(witnesses) < min(WITNESSES, possible):
             return Finding.ALONE
         return self._step(kind, reason, now)
 
@@ -120,3 +123,7 @@ class Outage:
         self._kind = None
         self.until = self.seconds = 0.0
         self.reason = ""
+
+
+def _blamed(slot: Slot, by_project: bool) -> Project | str:
+    return slot.project if by_project else slot.fingerprint

@@ -17,7 +17,7 @@ would be "not now", and those ends are found anew.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 
 from balancer.clock import Clock
@@ -221,12 +221,14 @@ class KeyPool:
 
     def _correlated(self, slot: Slot, lease: Lease, judgement: Judgement, kind: str, now: float) -> bool:
         """Whether the address or the provider is to blame rather than the key."""
-        by_project = isinstance(judgement.action, Rest) and judgement.action.scope is not Scope.KEY_MODEL
-        alive = [each for each in self._roster.slots.values() if each.disabled is None]
-        candidates: set[Hashable] = {each.project for each in alive} if by_project else set(alive)
-        witness = slot.project if by_project else slot
         finding = self._outage.refused(
-            kind, witness, candidates, reason=judgement.reason or kind, begun=lease.started, now=now
+            kind,
+            slot,
+            (each for each in self._roster.slots.values() if each.disabled is None),
+            by_project=isinstance(judgement.action, Rest) and judgement.action.scope is not Scope.KEY_MODEL,
+            reason=judgement.reason or kind,
+            begun=lease.started,
+            now=now,
         )
         if finding is Finding.BACKOFF:
             self._outage.acquit(kind)
@@ -249,10 +251,10 @@ class KeyPool:
             self._emit(Event("rest", slot.fingerprint, named, until - now, judgement.reason))
 
     def _disable(self, slot: Slot, judgement: Judgement, now: float) -> None:
-        self._blame(slot, judgement, partial(self._enable, slot), now)
         state = disabled(judgement, now)
         if slot.disabled is None:
             slot.disabled = state
+            self._blame(slot, judgement, partial(self._enable, slot), now)
         elif state.alert and not slot.disabled.alert:
             slot.disabled.reason, slot.disabled.alert = state.reason, True
         else:

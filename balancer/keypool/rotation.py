@@ -38,12 +38,14 @@ def schedule(slots: Sequence[Slot]) -> list[Slot]:
 class Tier:
     """Slots that take turns. `places` are their places in the schedule, ascending; `turn` indexes both."""
 
-    __slots__ = ("_start", "places", "slots", "turn")
+    __slots__ = ("_start", "places", "shut", "slots", "turn")
 
     def __init__(self, start: int) -> None:
         self.slots: Sequence[Slot] = ()
         self.places: Sequence[int] = ()
         self.turn = 0
+        self.shut = False
+        """One of them was found to be kept back by its limits for a while: better without it."""
         self._start = start
 
     @property
@@ -59,6 +61,7 @@ class Tier:
         else:
             self.places = [place for place, slot in enumerate(order) if slot in members] if members else ()
             self.slots = [order[place] for place in self.places]
+        self.shut = False
         self.turn = bisect_left(self.places, self._start) % max(1, len(self.places))
 
     def choose(self, avoid: Collection[str], tokens: int, now: float) -> Slot | None:
@@ -68,7 +71,9 @@ class Tier:
         for _ in range(size):
             slot = slots[index]
             index = index + 1 if index + 1 < size else 0
-            if (slot.quota is None or slot.admits(tokens, now)) and slot.fingerprint not in avoid:
+            if slot.quota is not None and not slot.admits(tokens, now):
+                self.shut = self.shut or slot.shut_until > now
+            elif slot.fingerprint not in avoid:
                 self.turn = index
                 return slot
         return None
@@ -88,7 +93,7 @@ class Ring:
         self._nothing_mark = -1
 
     def stale(self, version: int, now: float) -> bool:
-        return version != self._version or now >= self._good_until
+        return version != self._version or now >= self._good_until or self.unrested.shut or self.rested.shut
 
     def fill(self, order: Sequence[Slot], slots: Sequence[Slot], model: Model, version: int, now: float) -> None:
         """Sort the slots (each once; `order` is their schedule) into the tiers."""

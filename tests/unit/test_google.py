@@ -136,8 +136,8 @@ def test_an_error_of_the_interactions_family_has_a_word_for_its_code() -> None:
 @pytest.mark.parametrize(
     "body",
     [
-        b"", b"null", b"[]", b"{}", b"[1]", b'"error"', b'{"errors":[]}', b"<!DOCTYPE html><p>502", b'{"error":', b"data:", b"[[[",
-        b"[" * 5000, b'{"candidates":[]}', b"data: [DONE]\n\n",
+        b"", b"null", b"[]", b"{}", b"[1]", b'"error"', b'{"errors":[]}', b"<!DOCTYPE html><p>502", b'{"error":', b"data:",
+        b"[[[", b"[" * 5000, b'{"candidates":[]}', b"data: [DONE]\n\n",
     ],
 )  # fmt: skip
 def test_what_is_no_error_is_none(body: bytes) -> None:

@@ -45,15 +45,22 @@ def test_fields_named_by_connection_do_not_travel_wherever_they_stand(connection
 
 
 def test_several_connection_fields_count_together() -> None:
-    fields = [("Connection", "a"), ("Connection", "keep-alive"), ("connection", "b"), ("A", "1"), ("B", "2"), ("C", "3")]
+    fields = [
+        ("Connection", "a"),
+        ("Connection", "keep-alive"),
+        ("connection", "b"),
+        ("A", "1"),
+        ("B", "2"),
+        ("C", "3"),
+    ]
     assert end_to_end(fields, NONE) == [("C", "3")]
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        *CLIENT_CREDENTIALS, "Host", "Content-Length", "Cookie", "X-Session-Id", "Expect", "X-Goog-User-Project", "Forwarded", "Via",
-        "X-Forwarded-For", "X-Forwarded-Anything", "x-original-url", "X-Real-IP", "CF-Connecting-IP", "CF-Connecting-IPv6",
+        *CLIENT_CREDENTIALS, "Host", "Content-Length", "Cookie", "X-Session-Id", "Expect", "X-Goog-User-Project", "Forwarded",
+        "Via", "X-Forwarded-For", "X-Forwarded-Anything", "x-original-url", "X-Real-IP", "CF-Connecting-IP", "CF-Connecting-IPv6",
         "True-Client-IP", "Proxy-Anything", "X-GOOG-API-KEY", "AUTHORIZATION",
     ],
 )  # fmt: skip
@@ -63,14 +70,27 @@ def test_what_no_upstream_may_see_is_dropped(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["Accept-Encoding", "X-Goog-Api-Client", "X-Server-Timeout", "X-Goog-Upload-Offset", "X-Forward", "Forwarded-By", "Referer"],
+    [
+        "Accept-Encoding",
+        "X-Goog-Api-Client",
+        "X-Server-Timeout",
+        "X-Goog-Upload-Offset",
+        "X-Forward",
+        "Forwarded-By",
+        "Referer",
+    ],
 )
 def test_what_is_the_callers_own_travels(name: str) -> None:
     assert end_to_end([(name, "x")], REQUEST_DROP) == [(name, "x")]
 
 
 def test_what_speaks_for_our_origin_is_dropped_from_answers() -> None:
-    fields = [("Set-Cookie", "a=b"), ("Alt-Svc", "h3"), ("Strict-Transport-Security", "max-age=1"), ("Retry-After", "3")]
+    fields = [
+        ("Set-Cookie", "a=b"),
+        ("Alt-Svc", "h3"),
+        ("Strict-Transport-Security", "max-age=1"),
+        ("Retry-After", "3"),
+    ]
     assert end_to_end(fields, RESPONSE_DROP) == [("Retry-After", "3")]
 
 
