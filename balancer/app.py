@@ -28,20 +28,23 @@ from balancer.middlewares.auth import Callers, auth
 from balancer.middlewares.drain import Drain, drain
 from balancer.middlewares.errors import errors
 from balancer.middlewares.request_id import request_id
-from balancer.model import Client, Record
+from balancer.model import ANONYMOUS, Client, Record
 from balancer.observe.logs import Logs
 from balancer.observe.metrics import Metrics
 from balancer.observe.redaction import Redactor
-from balancer.relay.attempt import Upstream
-from balancer.relay.relay import Rooms
+from balancer.relay.exchange import Rooms, Upstream
+from balancer.relay.ownership import Finder
 from balancer.relay.replay import Budget
 from balancer.relay.transport import HttpTransport
+from balancer.routing.affinity import Affinity
 from balancer.routing.router import Route, Router
+from balancer.state.memory import MemoryBindings, MemoryPins
 from balancer.surfaces import admin, health
-from balancer.surfaces.gemini import GeminiSurface, Limits
+from balancer.surfaces.gemini import GeminiSettings, GeminiSurface, base_path
 from balancer.upstreams.base import UpstreamKind
 from balancer.upstreams.gemini import GeminiKind
 from balancer.web import SURFACE, Surface
+from balancer.wire.resources import Scanner
 
 log = structlog.get_logger()
 
@@ -49,6 +52,9 @@ KINDS: dict[str, Callable[[UpstreamSettings], UpstreamKind]] = {
     "gemini": lambda settings: GeminiKind(settings.name, settings.base_url, settings.headers),
 }
 """The table of upstream kinds: a new one is a file in `upstreams/` and a line here."""
+
+KEPT_SIGNING_KEYS = 4
+"""Signing keys whose upload addresses still hold: a reload that adds a pool key changes the derived one."""
 
 RUNTIME: web.AppKey[Runtime] = web.AppKey("runtime")
 
@@ -60,15 +66,20 @@ class Runtime:
         self.logs = logs
         self.clock: Clock = clock or SystemClock()
         self.drain = Drain()
-        self.metrics = Metrics()
+        self.metrics = Metrics(in_flight=lambda: self.drain.in_flight, log_drops=lambda: self.logs.dropped)
         self.budget = Budget(0)
         self.settings: Settings
         self.rooms: Rooms
         self.callers: Callers
         self.admin_callers: Callers
-        self.limits: Limits
+        self.gemini: GeminiSettings
+        self.pins: MemoryPins | None = None
+        self.bindings: MemoryBindings | None = None
+        self.finder = Finder(self.clock)
+        self.scanner = Scanner()
+        self._signing_keys: tuple[bytes, ...] = ()
         self.surfaces: tuple[Surface, ...] = (
-            GeminiSurface(lambda: self.rooms, lambda: self.limits, self.budget, self.clock),
+            GeminiSurface(lambda: self.rooms, lambda: self.gemini, self.budget, self.clock),
         )
         """The table of surfaces, in the order in which they are asked whether a request is theirs."""
         self._transports: dict[str, tuple[tuple[Any, ...], HttpTransport]] = {}
@@ -84,16 +95,25 @@ class Runtime:
         }
         self.logs.set_redactor(redactor)
         self.budget.limit = settings.relay.buffer_budget
-        self.limits = Limits(
-            settings.server.max_body,
-            settings.server.max_upload,
-            settings.server.body_idle_timeout,
-            settings.relay.replay_limit,
-        )
+        if self.pins is None or self.bindings is None:
+            self.pins = MemoryPins(settings.affinity.max_sessions, self.clock)
+            self.bindings = MemoryBindings(settings.affinity.max_bindings, self.clock)
+        # Uploads that began under the old keys go on under the new ones.
+        self._signing_keys = tuple(dict.fromkeys((settings.signing_key, *self._signing_keys)))[:KEPT_SIGNING_KEYS]
+        self.gemini = self._gemini_settings(settings)
         self.callers = _callers(settings)
         self.admin_callers = _admin_callers(settings)
         self.rooms = Rooms(
             router=Router([_route(each) for each in settings.upstreams.values()]),
+            affinity=Affinity(
+                self.pins,
+                self.bindings,
+                self.clock,
+                session_ttl=settings.affinity.session_ttl,
+                uploads=settings.affinity.uploads,
+            ),
+            finder=self.finder,
+            scanner=self.scanner,
             upstreams=upstreams,
             attempts=settings.relay.attempts,
             max_wait=settings.relay.max_wait,
@@ -106,6 +126,24 @@ class Runtime:
             if id(transport) not in kept:
                 transport.retire()
         self._transports = transports
+
+    def _gemini_settings(self, settings: Settings) -> GeminiSettings:
+        clients = {client.name: client for client in settings.clients().values()}
+        if not clients:
+            clients = {ANONYMOUS.name: ANONYMOUS}
+        elif settings.auth.exempt_loopback:
+            clients[ANONYMOUS.name] = ANONYMOUS
+        return GeminiSettings(
+            max_body=settings.server.max_body,
+            max_upload=settings.server.max_upload,
+            body_idle=settings.server.body_idle_timeout,
+            replay=settings.relay.replay_limit,
+            public_url=settings.server.public_url,
+            trusted_proxies=settings.server.trusted_proxies,
+            signing_keys=self._signing_keys,
+            base_paths=[base_path(each.base_url) for each in settings.upstreams.values()],
+            client=clients.get,
+        )
 
     def _transport(self, upstream: UpstreamSettings, settings: Settings) -> tuple[tuple[Any, ...], HttpTransport]:
         """The upstream's connections: those it has, while nothing about the way there has changed."""
@@ -173,11 +211,13 @@ def make_app(runtime: Runtime) -> web.Application:
 
 def make_admin_app(runtime: Runtime) -> web.Application:
     """The application of the admin listener."""
-    app = web.Application(middlewares=[
+    app = web.Application(
+        middlewares=[
             request_id(runtime.clock, tuple),
             errors(lambda: runtime.surfaces[0]),
             admin.guard(lambda: runtime.admin_callers),
-        ])
+        ]
+    )
     app.add_routes(admin.routes(lambda: runtime.rooms, runtime.metrics, runtime.clock))
     return app
 
@@ -186,7 +226,8 @@ async def _dispatch(request: web.Request) -> web.StreamResponse:
     surface = request.get(SURFACE)
     if surface is None:
         raise ProxyError(404, "unknown_url", f"Invalid URL ({request.method} {request.path})")
-    return await surface.handle(request)
+    response: web.StreamResponse = await surface.handle(request)
+    return response
 
 
 async def _expect_later(request: web.Request) -> None:

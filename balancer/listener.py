@@ -23,7 +23,6 @@ from aiohttp.http import HttpRequestParser
 from aiohttp.http_exceptions import BadHttpMessage, HttpProcessingError, LineTooLong
 
 from balancer.errors import ProxyError
-from balancer.web import error_answer
 
 log = structlog.get_logger()
 
@@ -130,7 +129,7 @@ class Listeners:
     def __init__(
         self,
         runner: web.AppRunner,
-        render: Callable[[ProxyError], bytes],
+        refuse: Callable[[ProxyError], web.Response],
         *,
         header_timeout: float | None,
         max_connections: int | None,
@@ -138,7 +137,7 @@ class Listeners:
         """`runner` is set up. Must be made inside the running loop."""
         assert runner.server is not None
         self.server = runner.server
-        self.render = render
+        self.refuse = refuse
         self.header_timeout = header_timeout
         self.max_connections = max_connections
         self.heads: dict[_Connection, float] = {}
@@ -247,4 +246,4 @@ class _Connection(web.RequestHandler):
             log.warning("malformed request", error=type(exc).__name__)
         else:
             log.error("request failed outside of the application", exc_info=exc)
-        return error_answer(error, self._listeners.render(error))
+        return self._listeners.refuse(error)

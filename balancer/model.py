@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 Headers = Sequence[tuple[str, str]]
@@ -103,6 +103,11 @@ class Key:
     def __post_init__(self) -> None:
         object.__setattr__(self, "fingerprint", fingerprint(self.secret))
 
+    @property
+    def stable_owner(self) -> str:
+        """The key's owner as the configuration alone tells it: the same after a restart and in every replica."""
+        return self.project or self.name or self.fingerprint
+
 
 @dataclass(frozen=True, slots=True)
 class Client:
@@ -118,6 +123,17 @@ class Client:
 ANONYMOUS = Client("anonymous")
 
 
+class Effect(enum.Enum):
+    """What a call does to things that belong to a key, as far as its request tells."""
+
+    NONE = "none"
+    READ = "read"
+    """Looks at one: the answer may name others, such as the result file of a batch."""
+    LIST = "list"
+    CREATE = "create"
+    DELETE = "delete"
+
+
 @dataclass(slots=True)
 class Call:
     """What a surface asks of the relay, in the upstream's dialect where surface and upstream share it.
@@ -126,6 +142,10 @@ class Call:
     `headers` are end-to-end fields only, free of every client credential. `deadline` is on the monotonic clock.
     `kind` is the upstream kind whose dialect it speaks. `repeatable`: it changes nothing, so that it may be sent again although
     it was sent once and not answered.
+
+    Affinity: `names` are the resources that path and query name, `owner` is the one key owner it may go to where that is already
+    settled, `scans` says that the body may name resources, `uploads` that it begins an upload, `address` is where the client
+    calls from. `streams`: the body is never kept. `rewrite` (fields, owner) exchanges fields of a good answer's head.
     """
 
     surface: str
@@ -138,6 +158,14 @@ class Call:
     session: str | None = None
     deadline: float | None = None
     repeatable: bool = False
+    effect: Effect = Effect.NONE
+    names: list[str] = field(default_factory=list)
+    owner: str | None = None
+    scans: bool = False
+    uploads: bool = False
+    streams: bool = False
+    address: str = ""
+    rewrite: Callable[[list[tuple[str, str]], str], list[tuple[str, str]]] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,9 +98,10 @@ async def running(settings: Settings) -> AsyncIterator[Server]:
     logging = settings.logging
     file = Path(logging.file) if logging.file else None
     logs = observe_logs.configure(logging.level, logging.format, file, Redactor(settings.secret_texts()))
-    runtime = Runtime(logs)
-    runtime.apply(settings)
     async with contextlib.AsyncExitStack() as stack:
+        stack.callback(logs.close)
+        runtime = Runtime(logs)
+        runtime.apply(settings)
         stack.push_async_callback(runtime.close)
         main = await _listen(stack, make_app(runtime), runtime, settings)
         admin = await _listen(stack, make_admin_app(runtime), runtime, settings)
@@ -108,7 +109,7 @@ async def running(settings: Settings) -> AsyncIterator[Server]:
         server.address = (await main.open(settings.server.host, settings.server.port, _tls(settings)))[0]
         if settings.admin.port is not None:
             server.admin_address = (await admin.open(settings.admin.host, settings.admin.port))[0]
-        probes = asyncio.create_task(probe_forever(lambda: runtime.rooms.upstreams.values(), runtime.clock))
+        probes = asyncio.create_task(probe_forever(lambda: tuple(runtime.rooms.upstreams.values()), runtime.clock))
         stack.callback(probes.cancel)
         yield server
 
@@ -131,7 +132,7 @@ async def _listen(
     stack.push_async_callback(runner.cleanup)
     listeners = Listeners(
         runner,
-        runtime.surfaces[0].render,
+        runtime.surfaces[0].refuse,
         header_timeout=settings.server.header_timeout,
         max_connections=settings.server.max_connections,
     )
@@ -152,7 +153,7 @@ def _tls(settings: Settings) -> ssl.SSLContext | None:
 async def _stand_in() -> AsyncIterator[str]:
     """The built-in stand-in upstream on a port of its own, inside this process."""
     from balancer.standin.app import StandIn  # noqa: PLC0415
-    from balancer.standin.app import running as standing_in
+    from balancer.standin.app import running as standing_in  # noqa: PLC0415
 
     async with standing_in(StandIn(STAND_IN_KEYS)) as url:
         yield url

@@ -36,8 +36,12 @@ class Surface(Protocol):
         """Whether this request is this surface's to answer, errors included."""
         ...
 
-    def render(self, error: ProxyError) -> bytes:
-        """The JSON body of an error answer."""
+    def recognise(self, request: web.Request) -> Client | None:
+        """The caller, where something else than a credential tells who it is. Raises ProxyError where that is no good."""
+        ...
+
+    def refuse(self, error: ProxyError, request: web.BaseRequest | None = None) -> web.Response:
+        """An error answer in this surface's dialect."""
         ...
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
@@ -90,6 +94,24 @@ def is_loopback(address: str | None) -> bool:
         return False
     mapped = getattr(parsed, "ipv4_mapped", None)
     return bool((mapped or parsed).is_loopback)
+
+
+def public_origin(request: web.Request, public_url: str | None, trusted: tuple[Network, ...]) -> str:
+    """How the client reaches us: scheme and authority, without trailing slash; `public_url` may hold a path too.
+
+    `X-Forwarded-Proto` and `-Host` are believed where the TCP peer is a trusted proxy.
+    """
+    if public_url is not None:
+        return public_url.rstrip("/")
+    scheme, host = request.url.scheme, request.headers.get("Host") or ""
+    if trusted and _within(peer_address(request) or "", trusted):
+        scheme = _first_of(request, "X-Forwarded-Proto") or scheme
+        host = _first_of(request, "X-Forwarded-Host") or host
+    return f"{scheme}://{host}"
+
+
+def _first_of(request: web.Request, name: str) -> str:
+    return request.headers.get(name, "").partition(",")[0].strip()
 
 
 def client_address(request: web.Request, trusted: Iterable[Network]) -> str:

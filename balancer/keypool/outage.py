@@ -20,7 +20,7 @@ import enum
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 
-from balancer.keypool.slot import Project, Slot
+from balancer.keypool.slot import Slot
 
 WINDOW = 10.0
 WITNESSES = 3
@@ -125,5 +125,5 @@ class Outage:
         self.reason = ""
 
 
-def _blamed(slot: Slot, by_project: bool) -> Project | str:
-    return slot.project if by_project else slot.fingerprint
+def _blamed(slot: Slot, by_project: bool) -> str:
+    return (by_project and slot.project_name) or slot.fingerprint

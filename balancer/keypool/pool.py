@@ -186,7 +186,8 @@ class KeyPool:
         freed = quota.full(slot.in_flight + 1) and not slot.full
         if tokens is not None:
             now = self._monotonic()
-            if quota.correct(lease.tokens, tokens, counted=lease.started, now=now):
+            estimate = lease.tokens if lease.key.tpm else 0  # the limit may be younger than the lease
+            if quota.correct(estimate, tokens, counted=lease.started, now=now):
                 slot.shut_until = 0.0
                 self._version += 1
                 return True

@@ -132,7 +132,7 @@ class Quota:
         return bool(key.rpm or key.rpd or key.tpm or key.concurrency)
 
     def declare(self, key: Key) -> None:
-        """Take the limits of `key`; what was used stays used."""
+        """Take the limits of `key`. What was used stays used; a limit that is new counts from now on."""
         self._rpm, self._rpd, self._tpm = key.rpm, key.rpd, key.tpm
         self.concurrency = key.concurrency
 

@@ -110,8 +110,9 @@ def auth(callers: Callable[[], Callers]) -> Middleware:
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if request.path not in PUBLIC_PATHS and SURFACE in request:
-            request[CLIENT] = callers().identify(request)
+        surface = request.get(SURFACE)
+        if surface is not None and request.path not in PUBLIC_PATHS:
+            request[CLIENT] = surface.recognise(request) or callers().identify(request)
         return await handler(request)
 
     return middleware

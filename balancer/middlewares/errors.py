@@ -11,13 +11,13 @@ from aiohttp.typedefs import Handler, Middleware
 
 from balancer.errors import ClientGone, ClientStalled, ProxyError
 from balancer.model import Record
-from balancer.web import RECORD, SURFACE, Surface, error_answer
+from balancer.web import RECORD, SURFACE, Surface
 
 log = structlog.get_logger()
 
 
 def errors(default: Callable[[], Surface]) -> Middleware:
-    """`default` renders errors of requests that no surface claims."""
+    """`default` answers errors of requests that no surface claims."""
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -53,8 +53,7 @@ def _answer(
         request.protocol.force_close()
         raise ConnectionResetError("answer cut")
     record.status = failure.status
-    surface = request.get(SURFACE) or default()
-    return error_answer(failure, surface.render(failure))
+    return (request.get(SURFACE) or default()).refuse(failure, request)
 
 
 def _from_aiohttp(request: web.Request, refused: web.HTTPException) -> ProxyError:

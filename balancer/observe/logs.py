@@ -34,7 +34,7 @@ FREE_TEXT = ("path", "model", "error", "request_id", "method", "session")
 _OPTIONS = orjson.OPT_UTC_Z | orjson.OPT_NON_STR_KEYS | orjson.OPT_APPEND_NEWLINE
 _DEEPEST = 8
 """Levels of nesting that an event may have; what lies deeper is written as text."""
-_QUOTE = re.compile(r"b?['\"]|:?\n|:$")
+_QUOTE = re.compile(r":?\s*(?:b?['\"]|\n|$)")
 _COLOURS = {"debug": "\x1b[2m", "warning": "\x1b[33m", "error": "\x1b[31m", "critical": "\x1b[1;31m"}
 
 
@@ -175,9 +175,7 @@ def _malformed(error: BaseException | None) -> BaseException | None:
 def _without_quotes(error: BaseException) -> str:
     """What a parser says, up to where it begins to quote."""
     said = str(getattr(error, "message", "")).lstrip()
-    found = _QUOTE.search(said)
-    said = said[: found.start()] if found else said
-    return f"{type(error).__name__}: {said.strip()[:100]}"
+    return f"{type(error).__name__}: {_QUOTE.split(said, maxsplit=1)[0][:100]}"
 
 
 def _exception(failure: Any) -> str:
@@ -217,7 +215,11 @@ def _json(line: dict[str, Any]) -> bytes:
     try:
         return orjson.dumps(line, option=_OPTIONS)
     except TypeError:  # lone surrogates, integers beyond 64 bits
-        return json.dumps(line, default=str).encode() + b"\n"
+        return json.dumps(line, default=_as_text, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+
+
+def _as_text(value: Any) -> str:
+    return value.isoformat().replace("+00:00", "Z") if isinstance(value, datetime) else str(value)
 
 
 def _console(line: dict[str, Any], *, colour: bool) -> bytes:

@@ -64,7 +64,7 @@ class Metrics:
         self._first_byte: dict[str, Histogram] = {}
         self._overhead: dict[str, Histogram] = {}
 
-    def request_done(  # noqa: PLR0917 - called once a request, in one place
+    def request_done(
         self,
         surface: str,
         status: int,

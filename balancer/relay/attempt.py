@@ -1,78 +1,58 @@
-"""One request to one upstream with one key: send, judge, and pass on what is no refusal.
-
-`attempt()` ends its lease whatever happens. It returns None when the client has its answer, and what stood in the way
-otherwise: a `Refusal` (an error answer, read whole) or an UpstreamError; nothing has reached the client then.
-"""
+"""One request to one upstream with one key: send, judge, and pass on what is no refusal."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 
-from balancer.clock import Clock
 from balancer.errors import AnswerBroken, ClientGone, ClientStalled, UpstreamError
-from balancer.keypool.pool import KeyPool, Lease
-from balancer.model import GONE, OK, Call, Judgement, Record, Timeouts, Verdict
-from balancer.relay.replay import Body
-from balancer.relay.stream import Reply, TokenCount, copy
-from balancer.relay.transport import Answer, Transport
+from balancer.keypool.pool import Lease
+from balancer.model import GONE, OK, Effect, Judgement, Verdict
+from balancer.relay.exchange import Exchange, Refusal
+from balancer.relay.learning import Lesson
+from balancer.relay.retry import Failure
+from balancer.relay.stream import TokenCount, copy
+from balancer.relay.transport import Answer
 from balancer.relay.watchdog import Phase, Watchdog
-from balancer.upstreams.base import ERROR_BODY_LIMIT, UpstreamKind
+from balancer.upstreams.base import ERROR_BODY_LIMIT
 from balancer.wire.encoding import inflate
-from balancer.wire.headers import first
+from balancer.wire.headers import RESPONSE_DROP, end_to_end, first
 
 
-@dataclass(slots=True)
-class Upstream:
-    """A server we forward to: its kind, its keys, and the way there."""
+async def attempt(exchange: Exchange, lease: Lease) -> Failure | None:
+    """Send the call with the leased key, and end the lease whatever happens.
 
-    name: str
-    kind_name: str
-    base_url: str
-    kind: UpstreamKind
-    pool: KeyPool
-    transport: Transport
-    timeouts: Timeouts
-
-
-@dataclass(slots=True)
-class Refusal:
-    """An error answer. `text` is its body behind any content coding; None where the coding is not known."""
-
-    judgement: Judgement
-    status: int
-    reason: str
-    headers: list[tuple[str, str]]
-    body: bytes
-    text: bytes | None
-
-
-Failure = Refusal | UpstreamError
-
-
-async def attempt(
-    call: Call, body: Body, reply: Reply, upstream: Upstream, lease: Lease, record: Record, clock: Clock
-) -> Failure | None:
-    """Send the call with the leased key. Raises ClientGone, ClientStalled, and ProxyError from the client's body."""
+    Returns None when the client has its answer, whole or cut; else what stood in the way, and then nothing has reached the
+    client. Raises ClientGone, ClientStalled, and the ProxyError of a client's body that breaks its limits.
+    """
+    call, body, reply, upstream, record = (
+        exchange.call,
+        exchange.body,
+        exchange.reply,
+        exchange.upstream,
+        exchange.record,
+    )
     record.attempts += 1
     record.key = lease.key.fingerprint
     tokens = TokenCount() if lease.key.tpm is not None else None
     judgement = GONE
-    now = clock.monotonic()
+    now = exchange.now()
     remaining = None if call.deadline is None else call.deadline - now
     try:
         async with Watchdog(upstream.timeouts, remaining, now - record.started) as watchdog:
-            answer = await _ask(call, body, upstream, lease, record, watchdog, clock)
+            answer = await _ask(exchange, lease, watchdog)
             try:
-                refusal = await _refusal(call, upstream, answer, watchdog)
+                refusal = await _refusal(exchange, answer, watchdog)
                 if refusal is not None:
                     judgement = refusal.judgement
                     return refusal
                 body.release()
                 judgement = OK
-                record.first_byte = clock.monotonic()
-                await copy(answer, reply, watchdog, record, tokens)
+                record.first_byte = exchange.now()
+                answer.headers = end_to_end(answer.headers, RESPONSE_DROP)
+                if call.rewrite is not None:
+                    answer.headers = call.rewrite(answer.headers, lease.key.stable_owner)
+                await copy(answer, reply, watchdog, record, tokens, _lesson(exchange, lease))
                 return None
             finally:
                 answer.close()
@@ -93,10 +73,9 @@ async def attempt(
         upstream.pool.report(lease, judgement, tokens=tokens.total if tokens is not None else None)
 
 
-async def _ask(
-    call: Call, body: Body, upstream: Upstream, lease: Lease, record: Record, watchdog: Watchdog, clock: Clock
-) -> Answer:
+async def _ask(exchange: Exchange, lease: Lease, watchdog: Watchdog) -> Answer:
     """Send the request and wait for the answer's head."""
+    body, upstream = exchange.body, exchange.upstream
     content = body.content()
     length = None
     upload: _Upload | None = None
@@ -104,11 +83,11 @@ async def _ask(
         upload = _Upload(watchdog)
         content = upload.pace(content)
         length = body.size if body.complete else body.length
-    asked = clock.monotonic()
+    asked = exchange.now()
     try:
-        return await upstream.transport.send(upstream.kind.prepare(call, lease.key), content, length)
+        return await upstream.transport.send(upstream.kind.prepare(exchange.call, lease.key), content, length)
     finally:
-        record.upstream_wait += clock.monotonic() - asked
+        exchange.record.upstream_wait += exchange.now() - asked
         if upload is not None:
             upload.answered = True
 
@@ -135,14 +114,22 @@ class _Upload:
             self._watchdog.phase(phase)
 
 
-async def _refusal(call: Call, upstream: Upstream, answer: Answer, watchdog: Watchdog) -> Refusal | None:
+async def _refusal(exchange: Exchange, answer: Answer, watchdog: Watchdog) -> Refusal | None:
     """The answer read whole and judged, if it is one of error; None if it is to be passed on as it comes."""
     status = answer.status
-    if status < 300 or status == 304:
-        return None
+    if status < 300 or status == 304 or (status == 308 and first(answer.headers, "location") is None):
+        return None  # 308 without Location: "resume incomplete" of the older upload protocol
     if status < 400:
         raise AnswerBroken("it answered with a redirect")
     body = await answer.gather(ERROR_BODY_LIMIT, watchdog)
     text = inflate(body, first(answer.headers, "content-encoding") or "", ERROR_BODY_LIMIT)
-    judgement = upstream.kind.judge(call, status, answer.headers, text or b"")
+    judgement = exchange.upstream.kind.judge(exchange.call, status, answer.headers, text or b"")
     return Refusal(judgement, status, answer.reason, answer.headers, body, text)
+
+
+def _lesson(exchange: Exchange, lease: Lease) -> Lesson | None:
+    if exchange.call.effect is Effect.NONE:
+        return None
+    owner = exchange.upstream.pool.owner_of(lease.key.fingerprint)
+    rooms = exchange.rooms
+    return Lesson(exchange.call, exchange.want, exchange.upstream.name, owner, rooms.affinity, rooms.scanner)

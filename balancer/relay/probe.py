@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from balancer.clock import Clock
 from balancer.errors import UpstreamError
 from balancer.model import OK, Judgement, Key, Timeouts, Verdict
-from balancer.relay.attempt import Upstream
+from balancer.relay.exchange import Upstream
 from balancer.relay.watchdog import Watchdog
 from balancer.upstreams.base import ERROR_BODY_LIMIT
 from balancer.wire.encoding import inflate

@@ -84,6 +84,11 @@ class Body:
         """Whether `content()` may be called (again)."""
         return not self.touched
 
+    @property
+    def fits(self) -> bool:
+        """Whether it can be kept whole, as far as its declared length tells."""
+        return self.length is None or self.length <= self._limit
+
     async def gather(self) -> None:
         """Read ahead up to the replay limit, the end, or the budget."""
         source = self._source

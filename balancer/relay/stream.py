@@ -7,12 +7,14 @@ an upstream that breaks off breaks the client's answer off too: never a clean en
 from __future__ import annotations
 
 import re
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from balancer.model import Headers, Record
+from balancer.relay.learning import LESSON_LIMIT, Lesson
 from balancer.relay.transport import Answer
 from balancer.relay.watchdog import Watchdog
-from balancer.wire.headers import RESPONSE_DROP, end_to_end
+from balancer.wire.headers import end_to_end
 
 _TOTAL_TOKENS = re.compile(rb'"totalTokenCount"\s*:\s*(\d{1,12})')
 _TAIL = 40
@@ -76,8 +78,55 @@ class _Passing:
         await self._reply.write(data)
 
 
-async def copy(answer: Answer, reply: Reply, watchdog: Watchdog, record: Record, tokens: TokenCount | None) -> None:
-    """Pass on a whole answer. Raises AnswerCut with the client's answer begun; the caller cuts it."""
-    await reply.start(answer.status, answer.reason, end_to_end(answer.headers, RESPONSE_DROP))
-    await answer.pump(_Passing(reply, record, tokens), watchdog)
+class _Held:
+    """Sink that holds a small body back, so that it can be read before it goes on; a longer one it lets go."""
+
+    __slots__ = ("_passing", "_start", "body", "overflowed")
+
+    def __init__(self, passing: _Passing, start: Callable[[], Awaitable[None]]) -> None:
+        self._passing = passing
+        self._start = start
+        self.body = b""
+        self.overflowed = False
+
+    def flush(self) -> None:
+        if self.overflowed:
+            self._passing.flush()
+
+    async def write(self, data: bytes) -> None:
+        if self.overflowed:
+            await self._passing.write(data)
+            return
+        self.body += data
+        if len(self.body) > LESSON_LIMIT:
+            self.overflowed = True
+            await self._start()
+            await self._passing.write(self.body)
+            self.body = b""
+
+
+async def copy(
+    answer: Answer, reply: Reply, watchdog: Watchdog, record: Record, tokens: TokenCount | None, lesson: Lesson | None
+) -> None:
+    """Pass on a whole answer, and learn from it. Raises AnswerCut; if the client's answer has begun, the caller cuts it."""
+    passing = _Passing(reply, record, tokens)
+    if lesson is not None:
+        await lesson.of_head()
+    if lesson is None or not lesson.wanted(answer.headers):
+        await reply.start(answer.status, answer.reason, answer.headers)
+        await answer.pump(passing, watchdog)
+        await reply.finish()
+        return
+    held = _Held(passing, lambda: reply.start(answer.status, answer.reason, answer.headers))
+    await answer.pump(held, watchdog)
+    if not held.overflowed:
+        headers, body = answer.headers, held.body
+        instead = await lesson.of_body(headers, body)
+        if instead is not None:
+            body = instead
+            headers = end_to_end(headers, frozenset({"content-encoding", "content-length"}))
+            headers.append(("Content-Length", str(len(body))))
+        await reply.start(answer.status, answer.reason, headers)
+        if body:
+            await passing.write(body)
     await reply.finish()

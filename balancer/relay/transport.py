@@ -101,7 +101,7 @@ class _Connection(ResponseHandler):
 class _Request(aiohttp.ClientRequest):
     """No `Content-Length: 0` on a DELETE that had none."""
 
-    GET_METHODS = {*aiohttp.ClientRequest.GET_METHODS, "DELETE"}
+    GET_METHODS = {*aiohttp.ClientRequest.GET_METHODS, "DELETE"}  # noqa: RUF012 - as the base class has it
 
 
 class HttpTransport:

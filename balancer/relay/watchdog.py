@@ -1,9 +1,10 @@
 """One timer for everything that one attempt may wait for.
 
 The waits: for the client's body (limited where it is read), for the first byte, between bytes, and for a client that
-takes what it is sent; connecting is limited by the transport. `phase()` says which wait begins and costs two attribute writes; the timer looks at them
-when it fires and goes back to sleep if something has happened since. It never runs against a stream that is talking, nor
-against an upstream that we ourselves hold back for a slow reader: that wait belongs to the client.
+takes what it is sent; connecting is limited by the transport. `phase()` says which wait begins and costs two attribute
+writes; the timer looks at them when it fires and goes back to sleep if something has happened since. It never runs
+against a stream that is talking, nor against an upstream that we ourselves hold back for a slow reader: that wait belongs
+to the client.
 """
 
 from __future__ import annotations

@@ -16,8 +16,7 @@ from balancer.errors import ProxyError
 from balancer.keypool.pool import KeySnapshot, PoolSnapshot
 from balancer.model import ANONYMOUS, Client
 from balancer.observe.metrics import Metrics
-from balancer.relay.attempt import Upstream
-from balancer.relay.relay import Rooms
+from balancer.relay.exchange import Rooms, Upstream
 from balancer.web import is_own_host, json_answer
 
 

@@ -1,107 +1,68 @@
 """The Gemini API as Google's SDKs call it: every path of its shapes, of any version, passed through byte for byte.
 
-Paths are recognised by shape and not from a list, so that a collection that does not exist yet works too:
-`/v1beta/models/M:generateContent`, `/upload/v1beta/files`, `/v1alpha/auth_tokens`, each also behind `/gemini`. Under plain
-`/v1/…` and without a version OpenAI clients call as well: there a request is ours if it says so (`x-goog-api-key`,
-`x-goog-api-client`, `?key=`, or a `:method` in the path).
+What a target looks like is read in `gemini_target`; here it becomes a `Call`, and answers of ours get Google's dialect.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
-from urllib.parse import unquote
+from urllib.parse import urlsplit
 
+import structlog
 from aiohttp import web
 
 from balancer.clock import Clock
 from balancer.errors import ProxyError
-from balancer.model import Call
-from balancer.relay.relay import Rooms, relay
+from balancer.model import Call, Client, Effect
+from balancer.relay.exchange import Rooms
+from balancer.relay.relay import relay
 from balancer.relay.replay import Body, Budget
 from balancer.surfaces.base import ClientBody, ClientReply
-from balancer.web import CLIENT, RECORD
-from balancer.wire import google
+from balancer.surfaces.gemini_target import Target, read_target, session_of
+from balancer.web import CLIENT, RECORD, Network, client_address, error_answer, public_origin
+from balancer.wire import google, upload_url
 from balancer.wire.headers import REQUEST_DROP, end_to_end, strip_query
+from balancer.wire.resources import in_query
+
+log = structlog.get_logger()
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
-INTERNAL_QUERY = frozenset({"key", "api_key", "session_token", "session_id"})
-"""Query members that never reach an upstream: places of client credentials, and the session."""
-
-_VERSIONED = re.compile(r"/(?:(?:upload|download)/)?(v1\w*)/[A-Za-z][\w.-]*(?:[:/].*)?")
-_BARE = re.compile(r"/(?:upload/)?(?:models|tunedModels|files|cachedContents|batches|fileSearchStores)(?:[:/].*)?")
-_OPENAI = re.compile(r"/v1\w*/openai(?:/.*)?")
-_MODEL = re.compile(r"(/(?:tunedM|m)odels/)([^/:]+)")
-_METHOD = re.compile(r"[^/]:([A-Za-z]+)$")
-_TRAVERSAL = re.compile(r"(?:^|/)(?:\.|%2e){1,2}(?:/|$)|\\|%5c|%00|[\x00-\x20\x7f]", re.IGNORECASE)
-_REPEATABLE = frozenset(
-    {"generateContent", "streamGenerateContent", "countTokens", "embedContent", "batchEmbedContents"}
-)
-"""Methods that cost tokens at most when they are sent twice."""
-
-
-class Target(NamedTuple):
-    """A request target as this surface reads it: the path without `/gemini`, the query without what is internal."""
-
-    path: str
-    query: str
-    versioned: bool
-    version: str
-
-    @property
-    def method(self) -> str | None:
-        """The `:method` of the path."""
-        found = _METHOD.search(self.path)
-        return found[1] if found else None
-
-    @property
-    def model(self) -> str | None:
-        found = _MODEL.search(self.path)
-        if found is None:
-            return None
-        name = unquote(found[2])
-        return name if found[1] == "/models/" else f"tunedModels/{name}"
-
-
-def read_target(raw: str) -> Target | None:
-    """A raw request target of a shape that the Gemini API has, else None."""
-    if not raw.startswith("/"):  # absolute form, RFC 9112 section 3.2.2: the host is ours all the same
-        scheme, mark, rest = raw.partition("://")
-        if not mark or scheme.lower() not in ("http", "https"):
-            return None
-        raw = "/" + rest.partition("/")[2]
-    path, _, query = raw.partition("?")
-    path = "/" + path.lstrip("/")
-    if path.startswith("/gemini/"):
-        path = "/" + path[len("/gemini/") :].lstrip("/")
-    if _TRAVERSAL.search(path) or _OPENAI.fullmatch(path):
-        return None
-    versioned = _VERSIONED.fullmatch(path)
-    if versioned is None and _BARE.fullmatch(path) is None:
-        return None
-    return Target(path, query, versioned is not None, versioned[1] if versioned else "")
+INTERNAL_QUERY = frozenset({"key", "api_key", "session_token", "session_id", upload_url.MEMBER})
+"""Query members that never reach an upstream: places of client credentials, the session, and the grant of an upload."""
+_REGISTER_DROP = REQUEST_DROP - {"x-goog-user-project"}
+_OAUTH = ("Bearer ", "bearer ")
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """Bytes and seconds that a client's request must keep to."""
+class GeminiSettings:
+    """What this surface takes from the configuration. Sizes in bytes, times in seconds.
+
+    `signing_keys`: the first signs upload addresses, all are accepted. `base_paths`: the path of each upstream's base URL.
+    `client`: the client of a name, None where there is none any more.
+    """
 
     max_body: int
     max_upload: int
     body_idle: float | None
     replay: int
+    public_url: str | None
+    trusted_proxies: tuple[Network, ...]
+    signing_keys: Sequence[bytes]
+    base_paths: Sequence[str]
+    client: Callable[[str], Client | None]
 
 
 class GeminiSurface:
-    """Serves the Gemini API. `rooms` and `limits` are asked anew for each request: a reload changes the next one."""
+    """Serves the Gemini API. `rooms` and `settings` are asked anew for each request: a reload changes the next one."""
 
     name = "gemini"
 
-    def __init__(self, rooms: Callable[[], Rooms], limits: Callable[[], Limits], budget: Budget, clock: Clock) -> None:
+    def __init__(
+        self, rooms: Callable[[], Rooms], settings: Callable[[], GeminiSettings], budget: Budget, clock: Clock
+    ) -> None:
         self._rooms = rooms
-        self._limits = limits
+        self._settings = settings
         self._budget = budget
         self._clock = clock
 
@@ -109,19 +70,35 @@ class GeminiSurface:
         target = read_target(request.raw_path)
         if target is None:
             return request.raw_path.startswith(("/gemini/", "/v1beta/", "/v1alpha/", "/upload/", "/download/"))
-        if target.versioned and (target.version != "v1" or not target.path.startswith("/v1/")):
+        if target.ours:
             return True
         headers = request.headers
-        return (
-            request.raw_path.startswith("/gemini/")
-            or "x-goog-api-key" in headers
-            or "x-goog-api-client" in headers
-            or target.method is not None
-            or "key" in request.rel_url.query
-        )
+        return "x-goog-api-key" in headers or "x-goog-api-client" in headers or "key" in request.rel_url.query
 
-    def render(self, error: ProxyError) -> bytes:
-        return google.render(error)
+    def recognise(self, request: web.Request) -> Client | None:
+        """The client of a chunk call, by the grant in its address. Raises ProxyError 404 if that does not hold."""
+        if upload_url.MEMBER not in request.raw_path:
+            return None
+        target = read_target(request.raw_path)
+        if target is None or not target.is_upload:
+            return None
+        bare, removed = strip_query(target.raw, frozenset({upload_url.MEMBER}))
+        if upload_url.MEMBER not in removed:
+            return None
+        settings = self._settings()
+        grant = upload_url.verify(bare, removed[upload_url.MEMBER], settings.signing_keys)
+        client = settings.client(grant.client) if grant is not None else None
+        if grant is None or client is None:
+            raise ProxyError(404, "upload_not_found", "This upload address is not valid here (any more).", close=True)
+        request[GRANT] = grant
+        return client
+
+    def refuse(self, error: ProxyError, request: web.BaseRequest | None = None) -> web.Response:
+        """In Google's dialect. The SDKs send a chunk again, three times, whose answer lacks an upload status."""
+        answer = error_answer(error, google.render(error))
+        if request is not None and "/upload/" in request.raw_path and "upload_id=" in request.raw_path:
+            answer.headers["X-Goog-Upload-Status"] = "cancelled"
+        return answer
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         target = read_target(request.raw_path)
@@ -130,33 +107,57 @@ class GeminiSurface:
                 404, "unknown_url", f"The Gemini API has no URL of this shape ({request.method} {request.path})."
             )
         if request.method not in METHODS:
-            raise ProxyError(
-                405, "method_not_allowed", f"{request.method} is not a method of this URL.", allow=", ".join(METHODS)
-            )
-        record, rooms, limits = request[RECORD], self._rooms(), self._limits()
-        upload = target.path.startswith("/upload/")
-        limit = limits.max_upload if upload else limits.max_body
-        source = ClientBody(request, limit, limits.body_idle) if request.body_exists else None
-        body = Body(source, request.content_length, limits.replay, self._budget)
+            allow = ", ".join(METHODS)
+            raise ProxyError(405, "method_not_allowed", f"{request.method} is not a method of this URL.", allow=allow)
+        record, rooms, settings = request[RECORD], self._rooms(), self._settings()
+        limit = settings.max_upload if target.is_upload else settings.max_body
+        source = ClientBody(request, limit, settings.body_idle) if request.body_exists else None
+        body = Body(source, request.content_length, settings.replay, self._budget)
         reply = ClientReply(request, record)
-        await relay(self._call(request, target), body, reply, rooms, record)
+        await relay(self._call(request, target, settings), body, reply, rooms, record)
         assert reply.response is not None
         return reply.response
 
-    def _call(self, request: web.Request, target: Target) -> Call:
-        path, _ = strip_query(f"{target.path}?{target.query}" if target.query else target.path, INTERNAL_QUERY)
-        method = target.method
-        return Call(
+    def _call(self, request: web.Request, target: Target, settings: GeminiSettings) -> Call:
+        path, removed = strip_query(target.raw, INTERNAL_QUERY)
+        client, grant = request[CLIENT], request.get(GRANT)
+        effect = target.effect(request.method)
+        starts = target.is_upload and grant is None and request.method in ("POST", "PUT")
+        call = Call(
             surface=self.name,
             kind="gemini",
             method=request.method,
             path=path,
-            headers=end_to_end(_raw_headers(request), REQUEST_DROP),
-            client=request[CLIENT],
+            headers=_headers(request, target, identity=effect in _TELLING),
+            client=client,
             model=target.model,
+            session=self._session(request, target, removed, client),
             deadline=self._deadline(request),
-            repeatable=request.method in ("GET", "HEAD") or method in _REPEATABLE,
+            repeatable=target.repeatable(request.method),
+            effect=effect,
         )
+        if grant is not None:
+            call.owner, call.streams = grant.owner, True
+            return call
+        named = target.named
+        call.names = [named] if named is not None else []
+        if "%2" in path or "/" in target.query:
+            call.names += [root for root in in_query(path.partition("?")[2]) if root not in call.names]
+        if starts:
+            call.uploads = True
+            call.address = client_address(request, settings.trusted_proxies)
+            call.rewrite = self._rewriting(request, target, settings, client)
+        else:
+            call.scans = request.body_exists
+        return call
+
+    def _session(self, request: web.Request, target: Target, removed: dict[str, str], client: Client) -> str | None:
+        found = session_of(request.headers.get("X-Session-Id"), removed.get("session_id"), target.session)
+        if found is None:
+            return None
+        session, source = found
+        log.info(f"Received session_id: {session} (from {source})", client=client.name)
+        return session
 
     def _deadline(self, request: web.Request) -> float | None:
         """`X-Server-Timeout` (seconds, sent by the SDKs where a timeout is set) as monotonic time."""
@@ -167,9 +168,49 @@ class GeminiSurface:
             return None
         return request[RECORD].started + seconds if 0 < seconds < float("inf") else None
 
+    def _rewriting(
+        self, request: web.Request, target: Target, settings: GeminiSettings, client: Client
+    ) -> Callable[[list[tuple[str, str]], str], list[tuple[str, str]]]:
+        public = public_origin(request, settings.public_url, settings.trusted_proxies) + target.prefix
+        base_path = next(iter(settings.base_paths), "")
 
-def _raw_headers(request: web.Request) -> list[tuple[str, str]]:
-    return [
+        def rewrite(headers: list[tuple[str, str]], owner: str) -> list[tuple[str, str]]:
+            grant = upload_url.Grant(owner, client.name)
+            return upload_url.rewrite(headers, grant, settings.signing_keys[0], public, base_path)
+
+        return rewrite
+
+
+GRANT = web.RequestKey("grant", upload_url.Grant)
+_TELLING = (Effect.CREATE, Effect.READ, Effect.LIST)
+
+
+def _headers(request: web.Request, target: Target, *, identity: bool) -> list[tuple[str, str]]:
+    """The end-to-end fields. `identity`: the answer will be read for names, so it is asked for without content coding.
+
+    `files:register` needs the caller's own OAuth token beside the key; one of our client tokens is not that.
+    """
+    fields = [
         (name.decode("ascii", "replace"), value.decode("utf-8", "surrogateescape"))
         for name, value in request.raw_headers
     ]
+    if target.method == "register" and (oauth := _oauth(request)) is not None:
+        headers = [*end_to_end(fields, _REGISTER_DROP), ("Authorization", oauth)]
+    else:
+        headers = end_to_end(fields, REQUEST_DROP)
+    if identity:
+        headers = [field for field in headers if field[0].lower() != "accept-encoding"]
+        headers.append(("Accept-Encoding", "identity"))
+    return headers
+
+
+def _oauth(request: web.Request) -> str | None:
+    """The Authorization field, where another place has already told who calls."""
+    value = request.headers.get("Authorization", "")
+    known_by_other = any(name in request.headers for name in ("x-goog-api-key", "x-api-key", "api-key"))
+    return value if value.startswith(_OAUTH) and known_by_other else None
+
+
+def base_path(base_url: str) -> str:
+    """The path of a base URL, without trailing slash."""
+    return urlsplit(base_url).path.rstrip("/")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import orjson
 from aiohttp import web
 
-from balancer.relay.relay import Rooms
+from balancer.relay.exchange import Rooms
 from balancer.web import json_answer
 
 

@@ -8,6 +8,7 @@ or as `data:` lines under the type text/event-stream, and, from the interactions
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterator
@@ -131,9 +132,9 @@ def _load(text: bytes) -> Any:
         return orjson.loads(text)
     except orjson.JSONDecodeError:
         pass
-    try:
-        return orjson.loads(text.decode("utf-8", "replace"))
-    except orjson.JSONDecodeError:
+    try:  # bytes that are not UTF-8 and halves of surrogate pairs, which a cut made in a message leaves behind
+        return json.loads(text.decode("utf-8", "replace"))
+    except (ValueError, RecursionError):
         return None
 
 

@@ -151,19 +151,19 @@ async def test_interim_answers_are_skipped() -> None:
 )
 async def test_answers_without_a_body_stay_in_step(method: str, head: bytes) -> None:
     async def answer(peer: Peer, seen: Seen) -> None:
-        if seen.line.startswith("GET /v1beta/second"):
+        if seen.line.startswith("GET /v1beta/models/second"):
             await peer.answer(b"second")
         else:
             await peer.write(head)
 
     async with raw_upstream(serving(answer)) as upstream, proxying(upstream.url) as proxy:
         raw = await proxy.raw()
-        await raw.send(f"{method} /v1beta/files/x HTTP/1.1\r\nHost: p\r\n\r\n".encode())
+        await raw.send(f"{method} /v1beta/models/x HTTP/1.1\r\nHost: p\r\n\r\n".encode())
         first = await raw.head()
         assert first.split()[1] == head.split()[1]
         if method == "HEAD":
             assert head.split(b"\r\n")[1] in first
-        await raw.send(b"GET /v1beta/second/x HTTP/1.1\r\nHost: p\r\n\r\n")
+        await raw.send(b"GET /v1beta/models/second HTTP/1.1\r\nHost: p\r\n\r\n")
         assert (await raw.answer())[1] == b"second"
         raw.close()
 
@@ -225,12 +225,11 @@ CUTS: dict[str, bytes] = {
 }
 
 
-@pytest.mark.parametrize("cut", CUTS)
-@pytest.mark.parametrize("by", ["FIN", "RST", "silence"])
+@pytest.mark.parametrize(
+    ("cut", "by"),
+    [(cut, by) for cut in CUTS for by in ("FIN", "RST", "silence") if not (by == "silence" and "FIN" in cut)],
+)
 async def test_a_cut_in_the_middle_keeps_the_bytes_and_is_seen_as_a_cut(cut: str, by: str) -> None:
-    if by == "silence" and "FIN" in cut:
-        pytest.skip("a cut by FIN is no cut without one; the idle timeout has tests of its own")
-
     async def script(peer: Peer) -> None:
         await peer.request()
         await peer.write(

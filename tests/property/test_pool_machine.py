@@ -103,7 +103,7 @@ class Subject:
 
 @dataclass
 class Simple:
-    """One key. `spent` are all its leases: time, tokens."""
+    """One key. `spent` is all that its limits counted: time, tokens, whether it is no request."""
 
     key: Key
     learned: str | None = None
@@ -232,9 +232,9 @@ class PoolMachine(RuleBasedStateMachine):
             assert all(each.key.fingerprint in avoid for each in others)
         elif model is not None and prefer not in avoid:
             assert all(each.key.fingerprint != prefer for each in others)
-        spent = [self.now(), tokens, 0]
+        spent = [self.now(), tokens if simple.key.tpm else 0, not simple.key.rpm]
         simple.spent.append(spent)
-        simple.today += 1
+        simple.today += simple.key.rpd is not None
         simple.in_flight += 1
         self.leases.append((lease, simple, spent))
 
@@ -262,10 +262,12 @@ class PoolMachine(RuleBasedStateMachine):
         simple.in_flight -= 1
         if self.keys.get(simple.key.fingerprint) is not simple:
             return
-        if tokens is not None and simple.key.tpm is not None and tokens < lease.tokens:
-            spent[1] = tokens
-        elif tokens is not None and simple.key.tpm is not None:
-            simple.spent.append([self.now(), tokens - lease.tokens, 1])
+        if tokens is not None and simple.key.tpm is not None:
+            counted = lease.tokens if lease.key.tpm else 0
+            if tokens < counted:
+                spent[1] = tokens
+            else:
+                simple.spent.append([self.now(), tokens - counted, True])
         if judgement.project is not None and simple.key.project is None and simple.learned != judgement.project:
             self.join(simple, simple.key, judgement.project)
         self.learn(simple, lease, judgement)
@@ -385,8 +387,6 @@ class PoolMachine(RuleBasedStateMachine):
     def jump(self, seconds: float) -> None:
         self.clock.jump(seconds)
         self.pool.states()
-        for simple in self.keys.values():
-            self.roll(simple)
         for subject in self.subjects.values():
             for said in subject.said:
                 said.day_end = min(said.day_end, quota_day(self.clock.wall())[1])
@@ -419,6 +419,8 @@ class PoolMachine(RuleBasedStateMachine):
         assert [each.fingerprint for each in snapshot.keys] == list(self.keys)
         for shown in snapshot.keys:
             simple = self.keys[shown.fingerprint]
+            if simple.dead is None:
+                self.roll(simple)
             assert shown.in_flight == simple.in_flight >= 0
             assert (shown.state == "disabled") == (simple.dead is not None)
             assert shown.project == (simple.key.project or simple.learned)

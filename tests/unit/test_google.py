@@ -149,6 +149,11 @@ def test_bytes_that_are_not_utf8_do_not_hide_the_error() -> None:
     assert error == GoogleError(400, "", "Invalid \ufffd value")
 
 
+def test_half_a_surrogate_pair_does_not_hide_the_error() -> None:
+    error = parse(b'{"error":{"code":400,"message":"Invalid \\ud83d"}}')
+    assert error == GoogleError(400, "", "Invalid \ud83d")
+
+
 @pytest.mark.parametrize(
     ("delay", "seconds"),
     [

@@ -15,7 +15,7 @@ from balancer.observe.metrics import OVERHEAD_BUCKETS, Metrics
 
 def scrape(metrics: Metrics, pools: Mapping[str, Mapping[str, int]] | None = None) -> dict[tuple[str, ...], float]:
     """Every sample: its name and its labels' values, in the order of their names."""
-    text = metrics.exposition(lambda: (pools or {}).items()).decode()
+    text = metrics.exposition((pools or {}).items).decode()
     return {
         (sample.name, *(value for _, value in sorted(sample.labels.items()))): sample.value
         for family in text_string_to_metric_families(text)
@@ -35,7 +35,7 @@ def test_requests_are_counted_by_surface_and_status() -> None:
         ("499", "gemini"): 1,
         ("2xx", "gemini"): 1,
         ("other", "gemini"): 2,
-    } or counted == {(surface, status): value for (status, surface), value in counted.items()}
+    }
     assert samples["balancer_received_bytes_total", "gemini"] == 70
     assert samples["balancer_sent_bytes_total", "gemini"] == 140
 

@@ -1,0 +1,153 @@
+"""Request targets of the Gemini API, recognised by shape and not from a list: a collection that does not exist yet works too.
+
+    [/s/{session}] [/gemini] [/upload|/download] /v1… /collection… [:method]
+
+`/v1beta/models/M:generateContent`, `/upload/v1beta/files`, `/v1alpha/auth_tokens`. Under plain `/v1/…` and without a version
+OpenAI's clients call as well: there a request is Gemini's if it says so (`x-goog-api-key`, `x-goog-api-client`, `?key=`, or
+a `:method` in the path).
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import NamedTuple
+from urllib.parse import unquote
+
+from balancer.model import Effect
+from balancer.wire.resources import PUBLIC, in_path
+
+_SESSION = re.compile(r"/s/([^/]+)(?=/)")
+_VERSIONED = re.compile(r"/(?:(?:upload|download)/)?(v1\w*)/[A-Za-z][\w.-]*(?:[:/].*)?")
+_BARE = re.compile(r"/(?:upload/)?(?:models|tunedModels|files|cachedContents|batches|fileSearchStores)(?:[:/].*)?")
+_OPENAI = re.compile(r"/v1\w*/openai(?:/.*)?")
+_MODEL = re.compile(r"(/(?:tunedM|m)odels/)([^/:]+)")
+_METHOD = re.compile(r"[^/]:([A-Za-z]+)$")
+_TRAVERSAL = re.compile(r"(?:^|/)(?:\.|%2e){1,2}(?:/|$)|\\|%5c|%00|[\x00-\x20\x7f]", re.IGNORECASE)
+
+_REPEATABLE = frozenset(
+    {"generateContent", "streamGenerateContent", "countTokens", "embedContent", "batchEmbedContents"}
+)
+"""Methods that cost tokens at most when they are sent twice."""
+_MAKES_NOTHING = _REPEATABLE | {
+    "predict",
+    "generateAnswer",
+    "generateText",
+    "embedText",
+    "countTextTokens",
+    "download",
+    "cancel",
+}
+"""Methods whose answer tells of no resource."""
+
+
+class Target(NamedTuple):
+    """A request target: `path` and `query` are raw, without what stood before them."""
+
+    path: str
+    query: str
+    version: str
+    """`v1beta`; empty where the path has none."""
+    prefix: str
+    """What stood before the path: `/gemini`, `/s/{session}`."""
+    session: str | None
+
+    @property
+    def raw(self) -> str:
+        return f"{self.path}?{self.query}" if self.query else self.path
+
+    @property
+    def is_upload(self) -> bool:
+        return self.path.startswith("/upload/")
+
+    @property
+    def method(self) -> str | None:
+        """The `:method` of the path."""
+        found = _METHOD.search(self.path)
+        return found[1] if found else None
+
+    @property
+    def model(self) -> str | None:
+        found = _MODEL.search(self.path)
+        if found is None:
+            return None
+        name = unquote(found[2])
+        return name if found[1] == "/models/" else f"tunedModels/{name}"
+
+    @property
+    def ours(self) -> bool:
+        """Whether the target alone says that it is Gemini's, and no OpenAI client's."""
+        if "/gemini" in self.prefix or self.method is not None:
+            return True
+        return bool(self.version) and not (self.version == "v1" and self.path.startswith("/v1/"))
+
+    @property
+    def named(self) -> str | None:
+        """The resource that the path names."""
+        return in_path(self.path)
+
+    def repeatable(self, method: str) -> bool:
+        return method in ("GET", "HEAD") or self.method in _REPEATABLE
+
+    def effect(self, method: str) -> Effect:
+        """What a request with this HTTP method does to resources."""
+        named = self.named
+        match method:
+            case "GET":
+                if self.method == "download" or "alt=media" in self.query or self.path.startswith("/download/"):
+                    return Effect.NONE
+                if named is not None:
+                    return Effect.READ
+                return Effect.NONE if self._collection in PUBLIC else Effect.LIST
+            case "DELETE":
+                whole = named is not None and self.path.endswith(f"/{named}")
+                return Effect.DELETE if whole else Effect.NONE
+            case "POST" | "PUT" | "PATCH":
+                return Effect.NONE if self.method in _MAKES_NOTHING else Effect.CREATE
+            case _:
+                return Effect.NONE
+
+    @property
+    def _collection(self) -> str:
+        segments = self.path.split("/")
+        return segments[2 if self.version else 1].partition(":")[0]
+
+
+@lru_cache(maxsize=1024)
+def read_target(raw: str) -> Target | None:
+    """A raw request target of a shape that the Gemini API has, else None."""
+    if not raw.startswith("/"):  # absolute form, RFC 9112 section 3.2.2: the host is ours all the same
+        scheme, mark, rest = raw.partition("://")
+        if not mark or scheme.lower() not in ("http", "https"):
+            return None
+        raw = "/" + rest.partition("/")[2]
+    path, _, query = raw.partition("?")
+    path = "/" + path.lstrip("/")
+    prefix, session = "", None
+    if (found := _SESSION.match(path)) is not None:
+        prefix, session = found[0], unquote(found[1])
+        path = "/" + path[found.end() :].lstrip("/")
+    if path.startswith("/gemini/"):
+        prefix += "/gemini"
+        path = "/" + path[len("/gemini/") :].lstrip("/")
+    if _TRAVERSAL.search(path) or _OPENAI.fullmatch(path):
+        return None
+    versioned = _VERSIONED.fullmatch(path)
+    if versioned is None and _BARE.fullmatch(path) is None:
+        return None
+    return Target(path, query, versioned[1] if versioned else "", prefix, session)
+
+
+def session_of(header: str | None, query: str | None, path: str | None) -> tuple[str, str] | None:
+    """The session id of a request and where it came from; None if none is given that counts.
+
+    First that is there: header, query, path. Trimmed, case-folded; 1 to 256 printable characters, else it is ignored.
+    """
+    for source, given in (("header", header), ("query", query), ("path", path)):
+        if given is None:
+            continue
+        session = given.strip().casefold()
+        if 1 <= len(session) <= 256 and session.isprintable():
+            return session, source
+        return None
+    return None
