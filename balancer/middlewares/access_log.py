@@ -29,7 +29,8 @@ def access_log(clock: Clock, finished: Callable[[dict[str, Any], Record], None])
             client = request.get(CLIENT)
             if client is not None:
                 record.client = client.name
-            finished(fields(record, clock.monotonic()), record)
+            if record.surface or record.status != 200:  # health checks that find nothing wrong are no news
+                finished(fields(record, clock.monotonic()), record)
 
     return middleware
 

@@ -1,7 +1,8 @@
 """What belongs together stays together: from a call to the key it must, or would rather, go to.
 
 In this order: a resource named in the path · resources named in query or body · the session's hard pin · a file that longer
-text points to · the session's soft pin · for uploads, the key of the client's last upload · nothing, and the pool decides.
+text points to · the session's soft pin · for uploads, the key of the client's last upload (lists go there too, since they
+show one key's things) · nothing, and the pool decides.
 
 | pin | made | moves | ends |
 |---|---|---|---|
@@ -89,6 +90,9 @@ class Affinity:
             want.prefer = await self._attracted(call, upstream, mentions.attracting)
         if want.prefer is None and want.pin is not None:
             want.prefer = want.pin.owner
+        if want.prefer is None and call.effect is Effect.LIST and self._uploads == "client":
+            last = await self._pins.get(self._uploads_handle(call, upstream), self._session_ttl)
+            want.prefer = last.owner if last is not None else None
         return want
 
     async def _named(self, want: Want, call: Call, upstream: str, roots: Iterable[str]) -> None:
@@ -114,8 +118,12 @@ class Affinity:
         if call.session is not None:
             return ("session", upstream, call.client.name, call.session)
         if call.uploads and self._uploads == "client":
-            return ("uploads", upstream, call.client.name, call.address)
+            return self._uploads_handle(call, upstream)
         return None
+
+    @staticmethod
+    def _uploads_handle(call: Call, upstream: str) -> Handle:
+        return ("uploads", upstream, call.client.name, call.address)
 
     async def pin(self, want: Want, owner: str) -> str:
         """Bind the call's session to the key that it was given, before it is sent; the owner that the pin now says.

@@ -143,9 +143,10 @@ class GeminiSurface:
         call.names = [named] if named is not None else []
         if "%2" in path or "/" in target.query:
             call.names += [root for root in in_query(path.partition("?")[2]) if root not in call.names]
+        if starts or effect is Effect.LIST:
+            call.address = client_address(request, settings.trusted_proxies)
         if starts:
             call.uploads = True
-            call.address = client_address(request, settings.trusted_proxies)
             call.rewrite = self._rewriting(request, target, settings, client)
         else:
             call.scans = request.body_exists
