@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import gc
 import signal
 import ssl
@@ -35,6 +36,9 @@ INTERRUPT_DRAIN = 5.0
 STAND_IN_KEYS = ("stand-in-key-1", "stand-in-key-2", "stand-in-key-3")
 WATCH_EVERY = 2.0
 """Seconds between two looks at the configuration file."""
+
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
+"""Parameters of mallopt(3), as malloc.h numbers them."""
 
 Announce = Callable[[str], None]
 
@@ -70,8 +74,7 @@ async def _serve(
         stop = asyncio.get_running_loop().create_future()
         _on_signals(stop)
         reloads = asyncio.create_task(_reload_forever(server, config, environ, stand_in_url))
-        gc.collect()
-        gc.freeze()
+        _settle_memory()
         received = await stop
         reloads.cancel()
         patience = settings.server.drain_timeout
@@ -147,6 +150,21 @@ def _tls(settings: Settings) -> ssl.SSLContext | None:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(tls.cert, tls.key)
     return context
+
+
+def _settle_memory() -> None:
+    """What was made until now stays: keep the collector away from it, and keep buffers instead of faulting them in again.
+
+    glibc gives back every freed buffer of a large transfer to the kernel and takes a page fault for each of its pages when the
+    next one is needed; with these thresholds (mallopt(3)) it reuses them.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        for parameter, value in ((_M_MMAP_THRESHOLD, 4 << 20), (_M_TRIM_THRESHOLD, 16 << 20), (_M_TOP_PAD, 1 << 20)):
+            mallopt(parameter, value)
 
 
 @asynccontextmanager

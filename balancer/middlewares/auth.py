@@ -80,7 +80,7 @@ class Callers:
 
 def credentials(request: web.Request) -> Iterator[str]:
     """Every credential that a request carries, in the order in which they count."""
-    headers, query = request.headers, request.rel_url.query
+    headers = request.headers
     authorization = headers.get("Authorization")
     if authorization:
         scheme, blank, rest = authorization.strip().partition(" ")
@@ -92,6 +92,7 @@ def credentials(request: web.Request) -> Iterator[str]:
                 yield rest.strip()
         elif scheme.lower() not in _NO_CREDENTIAL_SCHEMES:
             yield authorization.strip()
+    query: Mapping[str, str] = request.rel_url.query if "?" in request.raw_path else {}
     places = [headers.get("X-Session-Token"), query.get("session_token")]
     places += [headers.get(name) for name in _HEADER_PLACES]
     places += [query.get("key"), query.get("api_key")]

@@ -29,7 +29,7 @@ def request_id(clock: Clock, surfaces: Callable[[], Sequence[Surface]]) -> Middl
         given = request.headers.get("X-Request-Id")
         usable = given is not None and _USABLE.fullmatch(given) is not None
         record = Record(clock.monotonic(), given if usable and given is not None else new_id(), request.method)
-        record.path = request.path
+        record.path = request.raw_path.partition("?")[0]
         request[RECORD] = record
         for surface in surfaces():
             if surface.claims(request):

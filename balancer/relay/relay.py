@@ -72,7 +72,7 @@ async def _gather(exchange: Exchange) -> None:
 async def _find(exchange: Exchange) -> Want:
     """Where the call must or would rather go; the owners of resources that nobody here knows are looked for."""
     call, rooms, upstream = exchange.call, exchange.rooms, exchange.upstream
-    mentions = rooms.scanner.scan(exchange.body.prefix()) if call.scans else NOTHING
+    mentions = rooms.scanner.scan(exchange.body.windows()) if call.scans else NOTHING
     if mentions is NOTHING and not (call.names or call.owner or call.session or call.uploads or call.address):
         return Want()
     want = await rooms.affinity.find(call, upstream.name, mentions)

@@ -8,11 +8,14 @@ from the client. Until the first piece of such a body has been taken, it can sti
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Protocol
 
 JOIN_LIMIT = 1 << 18
 """Bytes up to which a kept body is sent as one piece; a larger one goes in the pieces it came in, under back-pressure."""
+
+OVERLAP = 1100
+"""Bytes that two windows share: longer than any resource name or URI that is looked for."""
 
 
 class Source(Protocol):
@@ -105,8 +108,17 @@ class Body:
             if self._taken >= self._limit:
                 break
 
-    def prefix(self) -> bytes:
-        """What has been gathered, as one piece."""
+    def windows(self) -> Iterator[bytes]:
+        """What has been gathered, in pieces that overlap by OVERLAP bytes: for looking at it without a second copy."""
+        if self.size <= JOIN_LIMIT:
+            yield self._joined()
+            return
+        tail = b""
+        for piece in self._pieces:
+            yield tail + piece
+            tail = (tail + piece)[-OVERLAP:] if len(piece) < OVERLAP else piece[-OVERLAP:]
+
+    def _joined(self) -> bytes:
         if len(self._pieces) > 1:
             whole = b"".join(self._pieces)
             self._pieces.clear()
@@ -118,7 +130,7 @@ class Body:
         if self._source is None:
             return None
         if self.complete and self.size <= JOIN_LIMIT:
-            return self.prefix()
+            return self._joined()
         return self._replay() if self.complete else self._stream()
 
     async def _replay(self) -> AsyncIterator[bytes]:

@@ -129,18 +129,22 @@ class Scanner:
             self._collections.append(collection)
             self._whole = self._pattern()
 
-    def scan(self, body: bytes) -> Mentions:
-        """What `body` names and what it is attracted to."""
-        if b"/" not in body:
-            return NOTHING
+    def scan(self, windows: Iterable[bytes]) -> Mentions:
+        """What a body names and what it is attracted to. `windows`: the body in pieces that overlap by a name's length."""
+        named: list[str] = []
+        attracting: list[str] = []
+        for window in windows:
+            if b"/" in window:
+                self._look(window, named, attracting)
+        return Mentions(_distinct(named), _distinct(attracting, last=True)) if named or attracting else NOTHING
+
+    def _look(self, body: bytes, named: list[str], attracting: list[str]) -> None:
         if b"\\" in body and _ESCAPES.search(body) is not None:
             body = _ESCAPED.sub(lambda found: bytes([int(found[1], 16)]), body.replace(b"\\/", b"/"))
-        named = [
-            root
-            for found in islice(self._whole.finditer(body), _LIMIT)
-            if (root := root_of(found[1].decode("utf-8", "replace"))) is not None
-        ]
-        attracting: list[str] = []
+        for found in islice(self._whole.finditer(body), _LIMIT):
+            root = root_of(found[1].decode("utf-8", "replace"))
+            if root is not None:
+                named.append(root)
         for host in self._hosts:
             for position in _positions(body, host):
                 whole = _string_around(body, position)
@@ -149,7 +153,6 @@ class Scanner:
                     named.append(root)
                 elif (text := _TEXT_END.match(body, position + len(host) - 1)) is not None:
                     attracting.append(text[1].decode())
-        return Mentions(_distinct(named), _distinct(attracting, last=True))
 
 
 def _positions(body: bytes, needle: bytes) -> Iterator[int]:
