@@ -1,5 +1,6 @@
 # make run   serve on 127.0.0.1:8000 (on the built-in stand-in upstream while there are no keys)
 # make test  install what the tests need, and run them
+# make clients-doc write balancer/docs/clients.md from what the clients do now
 # make check what CI runs: format, lint, types, import contracts, tests
 # make fix   format, and mend what the linter can
 # make bench measure (minutes; prints one table)
@@ -9,7 +10,7 @@ VENV   ?= .venv
 CONFIG ?= config.yaml
 BIN    := $(VENV)/bin
 
-.PHONY: run test check fix bench clean
+.PHONY: run test clients clients-doc check fix bench clean
 .DELETE_ON_ERROR:
 
 # Debian splits ensurepip off into python3-venv; without it, virtualenv does as well.
@@ -37,7 +38,14 @@ run: $(VENV)/.run
 	  3) exec $(BIN)/balancer serve --config $(CONFIG) --stand-in ;; \
 	  *) exit 2 ;; esac
 
-test: $(VENV)/.test
+# The programs of tests/clients, each in an environment of its own under .cache; what cannot be installed, pytest names.
+clients: $(VENV)/.test
+	@$(BIN)/python -m tests.clients.environments
+
+clients-doc: clients
+	$(BIN)/python -m tests.clients.guide
+
+test: $(VENV)/.test clients
 	$(BIN)/python -m pytest -q $(TESTS)
 
 check: $(VENV)/.dev
@@ -51,7 +59,7 @@ fix: $(VENV)/.dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/.test
+bench: $(VENV)/.run
 	$(BIN)/python -m tests.bench
 
 clean:

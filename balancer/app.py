@@ -151,8 +151,8 @@ class Runtime:
         had = self._transports.get(upstream.name)
         if had is not None and had[0] == way:
             return had
-        _, proxy, ca_file, connect = way
-        return way, HttpTransport(connect_timeout=connect, proxy=proxy, ca_file=ca_file)
+        base_url, proxy, ca_file, connect = way
+        return way, HttpTransport(base_url, connect_timeout=connect, proxy=proxy, ca_file=ca_file)
 
     def _upstream(
         self, upstream: UpstreamSettings, settings: Settings, transport: HttpTransport, known: Upstream | None

@@ -15,7 +15,7 @@ import re
 import ssl
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import structlog
 from aiohttp import web
@@ -207,8 +207,7 @@ class _Connection(web.RequestHandler):
                 "connection refused", reason="server.max_connections is reached", limit=listeners.max_connections
             )
             self._force_close = True
-            assert isinstance(transport, asyncio.Transport)
-            transport.abort()
+            cast(asyncio.Transport, transport).abort()  # uvloop's is one in all but name
             return
         super().connection_made(transport)
         listeners.heads[self] = time.monotonic()

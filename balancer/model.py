@@ -145,7 +145,8 @@ class Call:
 
     Affinity: `names` are the resources that path and query name, `owner` is the one key owner it may go to where that is already
     settled, `scans` says that the body may name resources, `uploads` that it begins an upload, `address` is where the client
-    calls from. `streams`: the body is never kept. `rewrite` (fields, owner) exchanges fields of a good answer's head.
+    calls from, `pages` that it shows a page of a list, whose next page only the same key can show. `streams`: the body is never
+    kept. `rewrite` (fields, owner) exchanges fields of a good answer's head.
     """
 
     surface: str
@@ -165,6 +166,7 @@ class Call:
     uploads: bool = False
     streams: bool = False
     address: str = ""
+    pages: bool = False
     rewrite: Callable[[list[tuple[str, str]], str], list[tuple[str, str]]] | None = None
 
 

@@ -23,6 +23,7 @@ from aiohttp import web
 
 from balancer import __version__
 from balancer.app import Runtime, make_admin_app, make_app
+from balancer.clock import Clock
 from balancer.config import ConfigError, Settings, Upstream, find_config, load
 from balancer.listener import FIELD_LIMIT, LINGER, Listeners
 from balancer.observe import logs as observe_logs
@@ -96,14 +97,14 @@ class Server:
 
 
 @asynccontextmanager
-async def running(settings: Settings) -> AsyncIterator[Server]:
+async def running(settings: Settings, clock: Clock | None = None) -> AsyncIterator[Server]:
     """A whole proxy inside the running loop, on real sockets, until the block ends. Raises OSError."""
     logging = settings.logging
     file = Path(logging.file) if logging.file else None
     logs = observe_logs.configure(logging.level, logging.format, file, Redactor(settings.secret_texts()))
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(logs.close)
-        runtime = Runtime(logs)
+        runtime = Runtime(logs, clock)
         runtime.apply(settings)
         stack.push_async_callback(runtime.close)
         main = await _listen(stack, make_app(runtime), runtime, settings)

@@ -11,6 +11,7 @@ from typing import Any
 
 import aiohttp
 
+from balancer.clock import Clock
 from balancer.config import Settings, parse
 from balancer.server import Server, running
 
@@ -153,6 +154,8 @@ def error_of(body: bytes) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def proxying(upstream: str, keys: Any = KEYS, **overrides: Mapping[str, Any]) -> AsyncIterator[Proxy]:
-    async with running(settings(upstream, keys, **overrides)) as server, aiohttp.ClientSession() as client:
+async def proxying(
+    upstream: str, keys: Any = KEYS, *, clock: Clock | None = None, **overrides: Mapping[str, Any]
+) -> AsyncIterator[Proxy]:
+    async with running(settings(upstream, keys, **overrides), clock) as server, aiohttp.ClientSession() as client:
         yield Proxy(server, client)

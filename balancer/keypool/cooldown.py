@@ -70,6 +70,8 @@ class Cooldown:
     def refuse(self, rest: Rest, reason: str, *, begun: float, now: float, wall: float) -> bool:
         """Lay a rest for an answer to a lease begun then. True if it is news: resting at last, or longer for another reason."""
         before, resting = self.until, now < self.until
+        if not resting:
+            self.day_end = None
         if rest.until_quota_day:
             self.day_end = max(self.day_end or 0.0, quota_day(wall)[1])
         else:
@@ -96,14 +98,14 @@ class Cooldown:
             self.day_end = min(self.day_end, quota_day(wall)[1])
             self.until = max(self.timed, now + (self.day_end - wall))
 
-    def merge(self, other: Cooldown) -> None:
+    def merge(self, other: Cooldown, now: float) -> None:
         """Take over another's rest: of each two the longer."""
         if other.until > self.until:
             self.until, self.reason = other.until, other.reason
         self.timed = max(self.timed, other.timed)
         self.since = max(self.since, other.since)
         self.step = max(self.step, other.step)
-        if other.day_end is not None:
+        if other.day_end is not None and now < other.until:
             self.day_end = max(self.day_end or 0.0, other.day_end)
 
     def forgettable(self, now: float) -> bool:
@@ -161,10 +163,11 @@ class Rests:
                 self._make_room(now)
                 self.by_model[model] = replace(cooldown)
             else:
-                mine.merge(cooldown)
+                mine.merge(cooldown, now)
 
     def retime(self, now: float, wall: float) -> None:
-        for cooldown in self.by_model.values():
+        """Follow a wall clock that was set. A rest that is over stays over."""
+        for _, cooldown in self.resting(now):
             cooldown.retime(now, wall)
 
     def _make_room(self, now: float) -> None:

@@ -368,6 +368,20 @@ class KeyPool:
         slot = self._roster.slots.get(fingerprint)
         return slot.owner if slot is not None else fingerprint
 
+    def owner_now(self, owner: str) -> str:
+        """What an owner is called now, whatever it was called when it was written down (its project may have been learned)."""
+        slots = self._roster.of(owner)
+        return slots[0].owner if slots else owner
+
+    def outshone(self, owner: str) -> bool:
+        """Whether all keys of this owner rest for some model while another key rests for none."""
+        now = self._monotonic()
+
+        def calm(slots: Iterable[Slot]) -> bool:
+            return any(slot.disabled is None and slot.first_rest_over(now) is None for slot in slots)
+
+        return not calm(self._roster.of(owner)) and calm(self._roster.slots.values())
+
     def owners(self) -> list[str]:
         """Each owner once, in the order of the keys."""
         return list(dict.fromkeys(slot.owner for slot in self._roster.slots.values()))

@@ -2,7 +2,7 @@
 
 A small JSON answer of a call that creates, looks up or lists is held back until it is whole (at most LESSON_LIMIT bytes; a
 longer one passes on as it comes), its names are bound, and then it goes on its way byte for byte. Only a list that holds
-what other clients made is written anew, without those.
+what other clients made is written anew, without those; and a list that cannot be read does not go on at all.
 """
 
 from __future__ import annotations
@@ -11,14 +11,18 @@ from typing import Any
 
 import orjson
 
+from balancer.errors import AnswerBroken
 from balancer.model import Call, Effect, Headers
 from balancer.routing.affinity import Affinity, Want
 from balancer.wire.encoding import inflate
 from balancer.wire.headers import first
-from balancer.wire.resources import Born, Scanner, born, root_of
+from balancer.wire.resources import Born, Scanner, born, in_path, items_of, root_of
 
 LESSON_LIMIT = 1 << 20
 """Bytes of an answer that are read for names, behind any content coding."""
+LIST_LIMIT = 16 << 20
+"""The same of a list, which must be read whole."""
+_UNREADABLE = frozenset({"application/x-protobuf", "application/protobuf"})
 
 
 class Lesson:
@@ -32,27 +36,46 @@ class Lesson:
         self._affinity = affinity
         self._scanner = scanner
 
+    @property
+    def limit(self) -> int:
+        """Bytes of the answer that may be held back."""
+        return LIST_LIMIT if self._call.effect is Effect.LIST else LESSON_LIMIT
+
     def wanted(self, headers: Headers) -> bool:
-        """Whether this answer is to be held back and read."""
+        """Whether this answer is to be held back and read. Raises AnswerBroken for a list that cannot be."""
         if self._call.effect not in (Effect.READ, Effect.LIST, Effect.CREATE):
             return False
         kind = (first(headers, "content-type") or "").partition(";")[0].strip().lower()
-        return kind == "application/json" and int(first(headers, "content-length") or 0) <= LESSON_LIMIT
+        if kind == "application/json" and int(first(headers, "content-length") or 0) <= self.limit:
+            return True
+        if kind == "application/json" or kind in _UNREADABLE:
+            self.too_long()
+        return False
+
+    def too_long(self) -> None:
+        """Raises AnswerBroken if the answer may hold what is not for this client."""
+        if self._call.effect is Effect.LIST:
+            raise AnswerBroken("its list cannot be read, and so not be checked for what other clients made")
 
     async def of_head(self) -> None:
         """What the status alone tells: something is gone, something was there, an upload has begun."""
         call = self._call
-        if call.effect is Effect.DELETE:
-            for root in call.names:
-                await self._affinity.deleted(call, self._upstream, root)
+        root = in_path(call.path.partition("?")[0])
+        if call.effect is Effect.DELETE and root is not None:
+            await self._affinity.deleted(call, self._upstream, root)
         elif call.effect in (Effect.READ, Effect.CREATE):
-            met = [Born(root) for root in call.names if root not in self._want.by_name]
+            met = [Born(root)] if root is not None and root not in self._want.by_name else []
             if met or call.uploads:
                 await self._affinity.learned(call, self._want, self._upstream, self._owner, met)
 
     async def of_body(self, headers: Headers, body: bytes) -> bytes | None:
-        """Learn from a whole body. The text to be sent in its place, without content coding, if it must not go as it is."""
-        text = inflate(body, first(headers, "content-encoding") or "", LESSON_LIMIT)
+        """Learn from a whole body. The text to be sent in its place, without content coding, if it must not go as it is.
+
+        Raises AnswerBroken for a list that cannot be read.
+        """
+        text = inflate(body, first(headers, "content-encoding") or "", self.limit)
+        if text is None or len(text) == self.limit > len(body):
+            self.too_long()
         if not text:
             return None
         resources = born(text)
@@ -61,18 +84,22 @@ class Lesson:
         await self._affinity.learned(self._call, self._want, self._upstream, self._owner, resources)
         if self._call.effect is not Effect.LIST:
             return None
-        hidden = {each.root for each in resources if await self._affinity.hidden(self._call, self._upstream, each.root)}
-        return _without(text, hidden) if hidden else None
+        return await self._without_hidden(text)
 
+    async def _without_hidden(self, text: bytes) -> bytes | None:
+        """A list answer without what other clients made; None if it holds nothing of them."""
+        try:
+            tree: Any = orjson.loads(text)
+        except orjson.JSONDecodeError:
+            self.too_long()
+            return None
+        changed = False
+        for member, items in list(items_of(tree)):
+            kept = [item for item in items if not await self._hidden(item)]
+            if len(kept) < len(items):
+                tree[member], changed = kept, True
+        return orjson.dumps(tree) if changed else None
 
-def _without(text: bytes, hidden: set[str]) -> bytes:
-    """A list answer without the items whose name is hidden."""
-    tree: dict[str, Any] = orjson.loads(text)
-    for member, items in tree.items():
-        if isinstance(items, list):
-            tree[member] = [item for item in items if not _is_hidden(item, hidden)]
-    return orjson.dumps(tree)
-
-
-def _is_hidden(item: Any, hidden: set[str]) -> bool:
-    return isinstance(item, dict) and root_of(str(item.get("name", ""))) in hidden
+    async def _hidden(self, item: Any) -> bool:
+        root = root_of(str(item.get("name", ""))) if isinstance(item, dict) else None
+        return root is not None and await self._affinity.hidden(self._call, self._upstream, root)

@@ -9,7 +9,7 @@ import structlog
 
 from balancer.errors import ProxyError
 from balancer.keypool.pool import KeyPool, Lease, NoKey, Wait
-from balancer.model import GONE
+from balancer.model import GONE, Effect
 from balancer.relay.exchange import Exchange
 from balancer.state.base import Pin
 
@@ -47,11 +47,17 @@ def choose(exchange: Exchange) -> Lease | Wait | NoKey:
     if want.owner is not None:
         return pool.lease(model, owner=want.owner, avoid=avoid, tokens=tokens)
     if want.prefer is not None:
-        preferred = pool.lease(model, owner=want.prefer, avoid=avoid, tokens=tokens)
         hard = want.pin is not None and want.pin.hard
-        if isinstance(preferred, Lease) or (hard and isinstance(preferred, Wait)):
-            return preferred
+        if hard or not (_begins_something(exchange) and pool.outshone(want.prefer)):
+            preferred = pool.lease(model, owner=want.prefer, avoid=avoid, tokens=tokens)
+            if isinstance(preferred, Lease) or (hard and isinstance(preferred, Wait)):
+                return preferred
     return pool.lease(model, avoid=avoid, tokens=tokens)
+
+
+def _begins_something(exchange: Exchange) -> bool:
+    """Whether the call makes something that later calls, of models that it does not name, will have to follow."""
+    return exchange.call.model is None and exchange.call.effect is Effect.CREATE
 
 
 async def _pinned(exchange: Exchange, leased: Lease) -> bool:
@@ -59,9 +65,10 @@ async def _pinned(exchange: Exchange, leased: Lease) -> bool:
     call, want, pool = exchange.call, exchange.want, exchange.upstream.pool
     owner = pool.owner_of(leased.key.fingerprint)
     pinned = await exchange.rooms.affinity.pin(want, owner)
-    if pinned != owner:
+    pinned = Pin(pool.owner_now(pinned.owner), pinned.hard)
+    if pinned.owner != owner:
         pool.report(leased, GONE)
-        want.prefer, want.pin = pinned, Pin(pinned)
+        want.prefer, want.pin = pinned.owner, pinned
         return False
     if call.session is not None and want.pin is not None and want.pin.owner == owner:
         log.info(f"Reusing API key for session {call.session}", key=leased.key.fingerprint, client=call.client.name)

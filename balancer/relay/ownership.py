@@ -1,19 +1,22 @@
 """Who owns a resource that nobody here has heard of: made before a restart, or elsewhere.
 
 One free GET of its name to each owner of keys in turn, until one has it. At most one search a name at a time, however many
-requests ask; that nobody has it is remembered for a while too. A key that does not answer leaves the question open.
+requests ask; that nobody has it is remembered for a while too. A key that rests or does not answer leaves the question open:
+then the request goes nowhere, because any other key would tell its caller that the resource does not exist. A disabled key is
+passed over, and that nobody else has the resource is not remembered.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
+from dataclasses import dataclass
 
 from cachetools import TTLCache
 
 from balancer.clock import Clock
-from balancer.errors import ClientStalled, UpstreamError
-from balancer.keypool.pool import Lease
+from balancer.errors import ClientStalled, ProxyError, UpstreamError
+from balancer.keypool.pool import Lease, NoKey, Wait
 from balancer.model import OK, Call, Judgement, Timeouts, Verdict
 from balancer.relay.exchange import Upstream
 from balancer.relay.watchdog import Watchdog
@@ -29,15 +32,34 @@ SEARCH_TIMEOUTS = Timeouts(first_byte=15.0, idle=15.0, total=30.0)
 _VERSION = re.compile(r"/(?:(?:upload|download)/)?(v1\w*)/")
 
 
+@dataclass(frozen=True, slots=True)
+class Open:
+    """Nobody who answered has it, and somebody did not answer. `until` (monotonic): when a resting key is back."""
+
+    why: str
+    until: float | None = None
+
+    def error(self, root: str, now: float) -> ProxyError:
+        message = f"Where {root} is cannot be said now, because a key that may own it"
+        if self.until is None:
+            return ProxyError(502, "upstream_error", f"{message} gave no answer: {self.why}.")
+        after = max(1.0, self.until - now)
+        return ProxyError(429, "keys_resting", f"{message} is resting ({self.why}).", retry_after=after)
+
+
 class Finder:
     """Searches, shared by all requests of this process."""
 
     def __init__(self, clock: Clock) -> None:
-        self._running: dict[tuple[str, str], asyncio.Task[str | None]] = {}
+        self._clock = clock
+        self._running: dict[tuple[str, str], asyncio.Task[str | Open | None]] = {}
         self._nobody: TTLCache[tuple[str, str], None] = TTLCache(10_000, NOBODY_TTL, timer=clock.monotonic)
 
     async def find(self, call: Call, upstream: Upstream, root: str) -> str | None:
-        """The owner of `root`, or None if no key has it. A caller that leaves does not end a search that others wait for."""
+        """The owner of `root`, or None if no key has it. A caller that leaves does not end a search that others wait for.
+
+        Raises ProxyError 429 or 502 where that cannot be said.
+        """
         asked = (upstream.name, root)
         if asked in self._nobody:
             return None
@@ -45,9 +67,12 @@ class Finder:
         if task is None:
             task = self._running[asked] = asyncio.create_task(self._search(call, upstream, root))
             task.add_done_callback(lambda done: self._running.pop(asked, None))
-        return await asyncio.shield(task)
+        owner = await asyncio.shield(task)
+        if isinstance(owner, Open):
+            raise owner.error(root, self._clock.monotonic())
+        return owner
 
-    async def _search(self, call: Call, upstream: Upstream, root: str) -> str | None:
+    async def _search(self, call: Call, upstream: Upstream, root: str) -> str | Open | None:
         version = _VERSION.match(call.path)
         question = Call(
             surface=call.surface,
@@ -58,22 +83,35 @@ class Finder:
             client=call.client,
             repeatable=True,
         )
-        open_question = False
+        left: Open | None = None
+        everybody = True
         for owner in upstream.pool.owners():
-            has_it = await _has(upstream, owner, question)
-            if has_it:
-                return owner
-            open_question = open_question or has_it is None
-        if not open_question:
+            match await _has(upstream, owner, question):
+                case True:
+                    return owner
+                case Open() as unanswered:
+                    left = left or unanswered
+                case None:
+                    everybody = False
+                case False:
+                    pass
+        if everybody and left is None:
             self._nobody[upstream.name, root] = None
-        return None
+        return left
 
 
-async def _has(upstream: Upstream, owner: str, question: Call) -> bool | None:
-    """Whether a key of this owner has what is asked for; None if it cannot be said."""
-    lease = upstream.pool.lease(owner=owner)
-    if not isinstance(lease, Lease):
-        return None
+async def _has(upstream: Upstream, owner: str, question: Call) -> bool | Open | None:
+    """Whether a key of this owner has what is asked for; None if it has only dead keys."""
+    match upstream.pool.lease(owner=owner):
+        case Lease() as lease:
+            return await _ask(upstream, owner, question, lease)
+        case Wait(until, why):
+            return Open(why, until)
+        case NoKey():
+            return None
+
+
+async def _ask(upstream: Upstream, owner: str, question: Call, lease: Lease) -> bool | Open | None:
     judgement = Judgement(Verdict.UPSTREAM, "owner search")
     try:
         async with Watchdog(SEARCH_TIMEOUTS) as watchdog:
@@ -87,8 +125,14 @@ async def _has(upstream: Upstream, owner: str, question: Call) -> bool | None:
                 answer.close()
             text = inflate(body, first(answer.headers, "content-encoding") or "", ERROR_BODY_LIMIT)
             judgement = upstream.kind.judge(question, answer.status, answer.headers, text or b"")
-            return False if judgement.verdict is Verdict.CALLER else None
-    except (UpstreamError, ClientStalled):
-        return None
+    except (UpstreamError, ClientStalled) as failure:
+        return Open(str(failure))
     finally:
         upstream.pool.report(lease, judgement)
+    match judgement.verdict:
+        case Verdict.CALLER:
+            return False
+        case Verdict.KEY:  # it rests now, or is dead; or another of the same owner is ready
+            return await _has(upstream, owner, question)
+        case Verdict.OK | Verdict.UPSTREAM | Verdict.GONE:
+            return Open(judgement.reason)

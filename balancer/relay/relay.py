@@ -7,6 +7,7 @@ the upstream's is repeated where that is safe (`retry`), and after the first byt
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from urllib.parse import quote
 
 from balancer.errors import ConnectFailed, FirstByteTimeout, ProxyError, UpstreamError
@@ -19,8 +20,12 @@ from balancer.relay.replay import Body
 from balancer.relay.retry import Failure, Tries
 from balancer.relay.stream import Reply
 from balancer.routing.affinity import Want
+from balancer.wire.encoding import inflate
 from balancer.wire.headers import RESPONSE_DROP, end_to_end, first
-from balancer.wire.resources import NOTHING, Born
+from balancer.wire.resources import NOTHING
+
+_SCANNED = 32 << 20
+"""Bytes behind a body's content coding that are looked through for names."""
 
 
 async def relay(call: Call, body: Body, reply: Reply, rooms: Rooms, record: Record) -> None:
@@ -72,18 +77,25 @@ async def _gather(exchange: Exchange) -> None:
 async def _find(exchange: Exchange) -> Want:
     """Where the call must or would rather go; the owners of resources that nobody here knows are looked for."""
     call, rooms, upstream = exchange.call, exchange.rooms, exchange.upstream
-    mentions = rooms.scanner.scan(exchange.body.windows()) if call.scans else NOTHING
+    mentions = rooms.scanner.scan(_readable(exchange)) if call.scans else NOTHING
     if mentions is NOTHING and not (call.names or call.owner or call.session or call.uploads or call.address):
         return Want()
-    want = await rooms.affinity.find(call, upstream.name, mentions)
+    want = await rooms.affinity.find(call, upstream.name, mentions, upstream.pool.owner_now)
     began = exchange.now()
     for root in want.unknown:
         owner = await _search(exchange, root)
         if owner is not None:
-            await rooms.affinity.learned(call, want, upstream.name, owner, [Born(root)])
-            want.found(root, owner)
+            await rooms.affinity.found(call, want, upstream.name, root, owner)
     exchange.record.other_wait += exchange.now() - began
     return want
+
+
+def _readable(exchange: Exchange) -> Iterable[bytes]:
+    """What is here of the body, behind its content coding, in overlapping windows."""
+    coding = first(exchange.call.headers, "content-encoding")
+    if coding is None:
+        return exchange.body.windows()
+    return [inflate(exchange.body.kept(), coding, _SCANNED) or b""]
 
 
 async def _search(exchange: Exchange, root: str) -> str | None:
@@ -100,7 +112,7 @@ async def _search(exchange: Exchange, root: str) -> str | None:
 async def _deliver(failure: Failure, exchange: Exchange) -> None:
     """Make a failure the call's answer: the upstream's own words where the fault is the caller's or the upstream's."""
     match failure:
-        case Refusal(judgement=judgement) if judgement.verdict is Verdict.KEY:
+        case Refusal(judgement=judgement) if judgement.verdict is Verdict.KEY and not exchange.call.streams:
             raise _refused_unrepeatable(exchange)
         case Refusal():
             await _pass_on(failure, exchange)

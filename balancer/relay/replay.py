@@ -15,7 +15,7 @@ JOIN_LIMIT = 1 << 18
 """Bytes up to which a kept body is sent as one piece; a larger one goes in the pieces it came in, under back-pressure."""
 
 OVERLAP = 1100
-"""Bytes that two windows share: longer than any resource name or URI that is looked for."""
+"""Bytes that two windows share: longer than any resource name or URI that is looked for (wire.resources.LONGEST)."""
 
 
 class Source(Protocol):
@@ -107,6 +107,10 @@ class Body:
             self._taken += len(piece)
             if self._taken >= self._limit:
                 break
+
+    def kept(self) -> bytes:
+        """What has been gathered, as one piece that is nobody else's."""
+        return b"".join(self._pieces)
 
     def windows(self) -> Iterator[bytes]:
         """What has been gathered, in pieces that overlap by OVERLAP bytes: for looking at it without a second copy."""

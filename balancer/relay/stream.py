@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from balancer.model import Headers, Record
-from balancer.relay.learning import LESSON_LIMIT, Lesson
+from balancer.relay.learning import Lesson
 from balancer.relay.transport import Answer
 from balancer.relay.watchdog import Watchdog
 from balancer.wire.headers import end_to_end
@@ -81,12 +81,13 @@ class _Passing:
 class _Held:
     """Sink that holds a small body back, so that it can be read before it goes on; a longer one it lets go."""
 
-    __slots__ = ("_passing", "_start", "body", "overflowed")
+    __slots__ = ("_lesson", "_passing", "_start", "body", "overflowed")
 
-    def __init__(self, passing: _Passing, start: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, passing: _Passing, start: Callable[[], Awaitable[None]], lesson: Lesson) -> None:
+        self._lesson = lesson
         self._passing = passing
         self._start = start
-        self.body = b""
+        self.body = bytearray()
         self.overflowed = False
 
     def flush(self) -> None:
@@ -98,11 +99,12 @@ class _Held:
             await self._passing.write(data)
             return
         self.body += data
-        if len(self.body) > LESSON_LIMIT:
+        if len(self.body) > self._lesson.limit:
+            self._lesson.too_long()
             self.overflowed = True
             await self._start()
-            await self._passing.write(self.body)
-            self.body = b""
+            await self._passing.write(bytes(self.body))
+            self.body.clear()
 
 
 async def copy(
@@ -117,10 +119,10 @@ async def copy(
         await answer.pump(passing, watchdog)
         await reply.finish()
         return
-    held = _Held(passing, lambda: reply.start(answer.status, answer.reason, answer.headers))
+    held = _Held(passing, lambda: reply.start(answer.status, answer.reason, answer.headers), lesson)
     await answer.pump(held, watchdog)
     if not held.overflowed:
-        headers, body = answer.headers, held.body
+        headers, body = answer.headers, bytes(held.body)
         instead = await lesson.of_body(headers, body)
         if instead is not None:
             body = instead

@@ -1,8 +1,7 @@
 """The seam to the network: one request out, one answer head back, its body handed to a sink.
 
-Everything above this file sees `Transport`, `Answer` and `Sink`; everything aiohttp's client does unasked is switched off
-here: no header of its own, no decoding, no redirect, no cookie, no repetition. A faster transport takes this one's place
-by offering the same two methods.
+Everything above this file sees `Transport`, `Answer` and `Sink`. Nothing happens unasked: no header of our own, no decoding,
+no redirect, no cookie, no repetition. A faster transport takes this one's place by offering the same methods.
 """
 
 from __future__ import annotations
@@ -14,8 +13,11 @@ from collections.abc import AsyncIterator, Callable
 from typing import Protocol
 
 import aiohttp
+from aiohttp import StreamReader
 from aiohttp.client_proto import ResponseHandler
-from multidict import CIMultiDict
+from aiohttp.connector import Connection
+from aiohttp.http import StreamWriter
+from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
 from balancer.errors import AnswerBroken, AnswerCut, AnswerLost, ConnectFailed
@@ -98,68 +100,80 @@ class _Connection(ResponseHandler):
         return super().is_connected() and not self._buffer and not self._tail
 
 
-class _Request(aiohttp.ClientRequest):
-    """No `Content-Length: 0` on a DELETE that had none."""
-
-    GET_METHODS = {*aiohttp.ClientRequest.GET_METHODS, "DELETE"}  # noqa: RUF012 - as the base class has it
-
-
 class HttpTransport:
-    """Transport over aiohttp's client: one pool of connections an upstream, HTTP/1.1, TLS and CONNECT proxies."""
+    """Transport over aiohttp's connector and its C parser: one pool of connections an upstream, HTTP/1.1, TLS, CONNECT proxies.
 
-    def __init__(self, *, connect_timeout: float | None, proxy: str | None = None, ca_file: str | None = None) -> None:
+    aiohttp's ClientSession is left out: it makes half a dozen objects a request that a relay has no use for, and costs more
+    than everything else that a request needs. Heads are written here, framing of streamed bodies is aiohttp's StreamWriter.
+    """
+
+    def __init__(
+        self, base_url: str, *, connect_timeout: float | None, proxy: str | None = None, ca_file: str | None = None
+    ) -> None:
         """Must be made inside the running loop. Raises OSError, ssl.SSLError if `ca_file` cannot be read."""
+        self._loop = asyncio.get_running_loop()
         context: bool | ssl.SSLContext = ssl.create_default_context(cafile=ca_file) if ca_file else True
-        connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=60, keepalive_timeout=POOL_IDLE, ssl=context)
-        connector._factory = functools.partial(_Connection, loop=asyncio.get_running_loop())  # type: ignore[assignment]
-        self._proxy = proxy
+        self._connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=60, keepalive_timeout=POOL_IDLE, ssl=context)
+        self._connector._factory = functools.partial(_Connection, loop=self._loop)  # type: ignore[assignment]
+        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout)
+        url = URL(base_url)
+        self._origin = str(url.origin())
+        self._host = url.host_port_subcomponent or ""
+        self._absolute = proxy is not None and url.scheme == "http"
+        self._way = aiohttp.ClientRequest(
+            "GET", url.origin(), loop=self._loop, proxy=URL(proxy) if proxy is not None else None
+        )
+        """What the connector is told of where to go; never sent itself."""
         self._busy = 0
         self._retired = False
         self._closing: asyncio.Future[None] | None = None
-        self._session = aiohttp.ClientSession(
-            connector=connector,
-            request_class=_Request,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
-            skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout),
-            max_line_size=FIELD_LIMIT,
-            max_field_size=FIELD_LIMIT,
-        )
 
     async def send(
         self, outbound: Outbound, content: bytes | AsyncIterator[bytes] | None, length: int | None
     ) -> HttpAnswer:
-        headers = CIMultiDict(outbound.headers)
         self._busy += 1
-        if length is not None:
-            headers["Content-Length"] = str(length)
         answer: HttpAnswer | None = None
         try:
-            response = await self._session.request(
-                outbound.method,
-                URL(outbound.url, encoded=True),
-                data=content,
-                headers=headers,
-                allow_redirects=False,
-                proxy=self._proxy,
-            )
-            answer = HttpAnswer(response, self._done)
+            connection = await self._connector.connect(self._way, [], self._timeout)
+            answer = HttpAnswer(connection, self._done)
+            await answer.ask(outbound.method, self._head(outbound, content, length), content, length)
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.ClientHttpProxyError) as broken:
             raise ConnectFailed(_describe(broken)) from broken
-        except aiohttp.ClientConnectionError as broken:
+        except (aiohttp.ClientConnectionError, OSError) as broken:
             raise AnswerLost(_describe(broken)) from broken
-        except aiohttp.ClientError as broken:
+        except (HttpProcessingError, aiohttp.ClientError) as broken:
             raise AnswerBroken("its answer is not HTTP") from broken
+        except BaseException:
+            if answer is not None:
+                answer.close()
+            raise
         finally:
             if answer is None:
                 self._done()
+            elif not answer.status:
+                answer.close()
         return answer
+
+    def _head(self, outbound: Outbound, content: bytes | AsyncIterator[bytes] | None, length: int | None) -> bytes:
+        """The request's head. No field can end early: what they are made of was parsed, or checked with the configuration."""
+        target = outbound.url if self._absolute else outbound.url.removeprefix(self._origin)
+        lines = [f"{outbound.method} {target} HTTP/1.1", f"Host: {self._host}"]
+        lines += [f"{name}: {value}" for name, value in outbound.headers]
+        if isinstance(content, bytes):
+            lines.append(f"Content-Length: {len(content)}")
+        elif content is not None:
+            lines.append("Transfer-Encoding: chunked" if length is None else f"Content-Length: {length}")
+        elif outbound.method in ("POST", "PUT", "PATCH"):
+            lines.append("Content-Length: 0")
+        if self._absolute and (credentials := self._way.headers.get("Proxy-Authorization")) is not None:
+            lines.append(f"Proxy-Authorization: {credentials}")
+        lines.append("\r\n")
+        return "\r\n".join(lines).encode("utf-8", "surrogateescape")
 
     def _done(self) -> None:
         self._busy -= 1
         if self._retired and not self._busy:
-            self._closing = asyncio.ensure_future(self._session.close())
+            self._closing = asyncio.ensure_future(self.close())
 
     def retire(self) -> None:
         self._retired = True
@@ -167,23 +181,55 @@ class HttpTransport:
         self._done()
 
     async def close(self) -> None:
-        await self._session.close()
+        await self._connector.close()
 
 
 class HttpAnswer:
-    """Answer over aiohttp's client."""
+    """Answer on one of the connector's connections, which goes back to the pool once everything was read and sent."""
 
-    __slots__ = ("_done", "_response", "headers", "reason", "status")
+    __slots__ = ("_connection", "_content", "_done", "_upload", "headers", "reason", "status")
 
-    def __init__(self, response: aiohttp.ClientResponse, done: Callable[[], None]) -> None:
-        self._response = response
+    def __init__(self, connection: Connection, done: Callable[[], None]) -> None:
+        self._connection = connection
         self._done: Callable[[], None] | None = done
-        self.status = response.status
-        self.reason = response.reason or ""
+        self._upload: asyncio.Task[None] | None = None
+        self._content: StreamReader
+        self.status = 0
+        self.reason = ""
+        self.headers: list[tuple[str, str]] = []
+
+    async def ask(
+        self, method: str, head: bytes, content: bytes | AsyncIterator[bytes] | None, length: int | None
+    ) -> None:
+        """Send the request and wait for the head of the final answer. Raises what aiohttp's protocol raises."""
+        protocol = self._connection.protocol
+        if protocol is None or protocol.transport is None:
+            raise aiohttp.ServerDisconnectedError
+        protocol.set_response_params(
+            skip_payload=method == "HEAD",
+            read_until_eof=True,
+            auto_decompress=False,
+            max_line_size=FIELD_LIMIT,
+            max_field_size=FIELD_LIMIT,
+        )
+        if content is None or isinstance(content, bytes):
+            protocol.transport.write(head + content if content else head)
+        else:
+            protocol.transport.write(head)
+            self._upload = asyncio.create_task(_send(content, protocol, chunked=length is None))
+        while True:
+            message, content_reader = await protocol.read()
+            if message.code == 101:
+                raise aiohttp.ClientError("switching protocols unasked")
+            if not 100 <= message.code < 200:
+                break
+        self.status = message.code
+        self.reason = message.reason or ""
         self.headers = [
             (name.decode("ascii", "replace"), value.decode("utf-8", "surrogateescape"))
-            for name, value in response.raw_headers
+            for name, value in message.raw_headers
         ]
+        self._content = content_reader
 
     async def gather(self, limit: int, watchdog: Watchdog) -> bytes:
         whole = _Gathered(limit)
@@ -191,7 +237,7 @@ class HttpAnswer:
         return b"".join(whole.pieces)
 
     async def pump(self, sink: Sink, watchdog: Watchdog) -> None:
-        content = self._response.content
+        content = self._content
         while True:
             watchdog.phase(Phase.IDLE)
             try:
@@ -201,17 +247,37 @@ class HttpAnswer:
                         return
                     sink.flush()
                     piece = await content.readany()
-            except (aiohttp.ClientError, OSError) as broken:
+            except (aiohttp.ClientError, HttpProcessingError, OSError) as broken:
                 raise AnswerCut(_describe(broken)) from broken
             if piece:
                 watchdog.phase(Phase.CLIENT)
                 await sink.write(piece)
 
     def close(self) -> None:
-        self._response.close()
-        if self._done is not None:
-            self._done()
-            self._done = None
+        done, self._done = self._done, None
+        if done is None:
+            return
+        sent = self._upload is None or self._upload.done()
+        if not sent and self._upload is not None:
+            self._upload.cancel()
+        if sent and self.status and self._content.is_eof():
+            self._connection.release()
+        else:
+            self._connection.close()
+        done()
+
+
+async def _send(content: AsyncIterator[bytes], protocol: ResponseHandler, *, chunked: bool) -> None:
+    """Write a streamed body under back-pressure. What breaks is told to whoever waits for the answer."""
+    writer = StreamWriter(protocol, asyncio.get_running_loop())
+    if chunked:
+        writer.enable_chunking()
+    try:
+        async for piece in content:
+            await writer.write(piece)
+        await writer.write_eof()
+    except Exception as broken:
+        protocol.set_exception(aiohttp.ClientConnectionError("the request's body ended early"), broken)
 
 
 class _Gathered:

@@ -9,21 +9,23 @@ show one key's things) · nothing, and the pool decides.
 | soft | by a session's first call, before it is sent | when its key rests or is gone | `session_ttl` after the last use |
 | hard | when the session has created something | when its key is gone for good | the same |
 | upload | by a client's upload without a session | when its key rests or is gone | `session_ttl` after the last upload |
+| pages | by a client's list without a session: its next page is of the same key | the same | `session_ttl` after the last page |
 
 A resource is bound to (client, owner). One that another client made is a missing one. One that nobody is known to have made
-is looked for (`relay.ownership`), because it may have been made before a restart or elsewhere.
+is looked for (`relay.ownership`), because it may have been made before a restart or elsewhere; the first client to name it
+is taken for its maker.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from balancer.clock import Clock
 from balancer.errors import ProxyError
 from balancer.model import Call, Effect
 from balancer.state.base import UNCLAIMED, Bindings, Handle, Pin, Pins
-from balancer.wire.resources import Born, Mentions
+from balancer.wire.resources import MOST_NAMED, Born, Mentions
 
 RESOURCE_TTL = 48 * 3600.0
 """Seconds for which a binding is kept whose resource does not tell its own lifetime: as long as Google keeps files."""
@@ -44,11 +46,6 @@ class Want:
     """That pin as it was found. A hard one is left only when its key is gone for good."""
     by_name: dict[str, str] = field(default_factory=dict)
     """Owners of the resources that it names, as far as they are known."""
-
-    def found(self, root: str, owner: str) -> None:
-        """A resource that was looked for has this owner."""
-        self.by_name[root] = owner
-        self.settle()
 
     def settle(self) -> None:
         """All that is named must have one owner. Raises ProxyError 400 if it has not."""
@@ -75,43 +72,71 @@ class Affinity:
         self._session_ttl = session_ttl
         self._uploads = uploads
 
-    async def find(self, call: Call, upstream: str, mentions: Mentions) -> Want:
-        """Where the call goes. Raises ProxyError 404 (another client's resource) and 400 (two owners)."""
+    async def find(self, call: Call, upstream: str, mentions: Mentions, now_called: Callable[[str], str] = str) -> Want:
+        """Where the call goes. Raises ProxyError 404 (another client's resource) and 400 (two owners, too many names).
+
+        `now_called`: the present name of an owner that was written down earlier.
+        """
         want = Want()
         if call.owner is not None:
             want.owner = call.owner
             return want
+        if mentions.crowded:
+            raise ProxyError(400, "too_many_resources", f"The request names more than {MOST_NAMED} resources.")
         if call.names or mentions.named:
-            await self._named(want, call, upstream, dict.fromkeys((*call.names, *mentions.named)))
+            await self._named(want, call, upstream, dict.fromkeys((*call.names, *mentions.named)), now_called)
         want.handle = self._handle(call, upstream)
         if want.handle is not None:
-            want.pin = await self._pins.get(want.handle, self._session_ttl)
+            pin = await self._pins.get(want.handle, self._session_ttl)
+            want.pin = None if pin is None else Pin(now_called(pin.owner), pin.hard)
         if mentions.attracting and not (want.pin is not None and want.pin.hard):
-            want.prefer = await self._attracted(call, upstream, mentions.attracting)
-        if want.prefer is None and want.pin is not None:
-            want.prefer = want.pin.owner
-        if want.prefer is None and call.effect is Effect.LIST and self._uploads == "client":
+            want.prefer = await self._attracted(call, upstream, mentions.attracting, now_called)
+        listed = call.effect is Effect.LIST and self._uploads == "client"
+        if want.prefer is None and listed and (want.pin is None or call.session is None):
             last = await self._pins.get(self._uploads_handle(call, upstream), self._session_ttl)
             want.prefer = last.owner if last is not None else None
+        if want.prefer is None and want.pin is not None:
+            want.prefer = want.pin.owner
         return want
 
-    async def _named(self, want: Want, call: Call, upstream: str, roots: Iterable[str]) -> None:
+    async def _named(
+        self, want: Want, call: Call, upstream: str, roots: Iterable[str], now_called: Callable[[str], str]
+    ) -> None:
         for root in roots:
             owners = await self._bindings.owners(upstream, root)
-            owner = owners.get(call.client.name) or owners.get(UNCLAIMED)
-            if owner is not None:
-                want.by_name[root] = owner
-            elif owners:
+            if not self._may_use(call, owners):
                 raise missing(root)
+            owner = owners.get(call.client.name)
+            if owner is None and (owner := owners.get(UNCLAIMED)) is not None:
+                await self._bindings.claim(upstream, root, call.client.name)
+            if owner is not None:
+                want.by_name[root] = now_called(owner)
             elif len(want.unknown) < MOST_SEARCHED:
                 want.unknown.append(root)
         want.settle()
 
-    async def _attracted(self, call: Call, upstream: str, roots: Sequence[str]) -> str | None:
+    @staticmethod
+    def _may_use(call: Call, owners: Mapping[str, str]) -> bool:
+        return not owners or call.client.name in owners or UNCLAIMED in owners
+
+    async def found(self, call: Call, want: Want, upstream: str, root: str, owner: str) -> None:
+        """A resource that was looked for has this owner. Raises ProxyError as `find` does.
+
+        Another client may have named it meanwhile; then it is that client's.
+        """
+        if not self._may_use(call, await self._bindings.owners(upstream, root)):
+            raise missing(root)
+        await self._bindings.bind(upstream, root, call.client.name, owner, RESOURCE_TTL)
+        want.by_name[root] = owner
+        want.settle()
+
+    async def _attracted(
+        self, call: Call, upstream: str, roots: Sequence[str], now_called: Callable[[str], str]
+    ) -> str | None:
         for root in reversed(roots):
             owner = (await self._bindings.owners(upstream, root)).get(call.client.name)
             if owner is not None:
-                return owner
+                return now_called(owner)
         return None
 
     def _handle(self, call: Call, upstream: str) -> Handle | None:
@@ -119,38 +144,53 @@ class Affinity:
             return ("session", upstream, call.client.name, call.session)
         if call.uploads and self._uploads == "client":
             return self._uploads_handle(call, upstream)
+        if call.pages:
+            return ("pages", upstream, call.client.name, call.address)
         return None
 
     @staticmethod
     def _uploads_handle(call: Call, upstream: str) -> Handle:
         return ("uploads", upstream, call.client.name, call.address)
 
-    async def pin(self, want: Want, owner: str) -> str:
-        """Bind the call's session to the key that it was given, before it is sent; the owner that the pin now says.
+    async def pin(self, want: Want, owner: str) -> Pin:
+        """Bind the call's session to the key that it was given, before it is sent; where the call is to go now.
 
         Another first call of the session may have been quicker: then its key is the session's.
         """
         if want.handle is None:
-            return owner
+            return Pin(owner)
         if want.pin is None:
             pinned = await self._pins.claim(want.handle, Pin(owner), self._session_ttl)
-            return pinned.owner if want.owner is None and want.prefer is None else owner
+            return pinned if want.owner is None and want.prefer is None else Pin(owner)
         if want.owner is None and want.prefer == want.pin.owner != owner:
             await self._pins.put(want.handle, Pin(owner), self._session_ttl)
-        return owner
+        return Pin(owner)
 
     async def learned(self, call: Call, want: Want, upstream: str, owner: str, resources: Sequence[Born]) -> None:
-        """An answer told of resources: they are this client's, on this owner; the session that made them stays there."""
+        """An answer told of resources: they are this client's, on this owner; the session that made them stays there.
+
+        What is another client's stays so, however often an answer to this one mentions it, unless this call has made a
+        second one of the same name, which can only be with another key.
+        """
         if call.effect is Effect.LIST:
             for born in resources:
                 if not await self._bindings.owners(upstream, born.root):
                     await self._bindings.bind(upstream, born.root, UNCLAIMED, owner, self._ttl(born))
             return
+        made = call.uploads
         for born in resources:
-            await self._bindings.bind(upstream, born.root, call.client.name, owner, self._ttl(born))
-        made = call.effect is Effect.CREATE and (resources or call.uploads)
-        if made and call.session is not None and want.handle is not None:
-            await self._pins.put(want.handle, Pin(owner, hard=True), self._session_ttl)
+            known = await self._bindings.owners(upstream, born.root)
+            if self._may_use(call, known) or (born.own and call.effect is Effect.CREATE):
+                await self._bindings.bind(upstream, born.root, call.client.name, owner, self._ttl(born))
+                made = True
+        if made and call.effect is Effect.CREATE and call.session is not None and want.handle is not None:
+            await self._harden(want.handle, owner)
+
+    async def _harden(self, handle: Handle, owner: str) -> None:
+        """The session owns something there. What it owned first decides, since a new upload is to join that."""
+        pin = await self._pins.get(handle, self._session_ttl)
+        if pin is None or not pin.hard:
+            await self._pins.put(handle, Pin(owner, hard=True), self._session_ttl)
 
     def _ttl(self, born: Born) -> float:
         return RESOURCE_TTL if born.expires is None else born.expires - self._clock.wall()
@@ -160,8 +200,7 @@ class Affinity:
 
     async def hidden(self, call: Call, upstream: str, root: str) -> bool:
         """Whether a resource in a list is another client's."""
-        owners = await self._bindings.owners(upstream, root)
-        return bool(owners) and call.client.name not in owners and UNCLAIMED not in owners
+        return not self._may_use(call, await self._bindings.owners(upstream, root))
 
 
 def missing(root: str) -> ProxyError:

@@ -48,6 +48,10 @@ class Bindings(Protocol):
 
     async def bind(self, upstream: str, root: str, client: str, owner: str, ttl: float) -> None: ...
 
+    async def claim(self, upstream: str, root: str, client: str) -> None:
+        """What was nobody's in particular is this client's from now on, for as long as it was bound."""
+        ...
+
     async def unbind(self, upstream: str, root: str, client: str) -> None:
         """Forget the resource for this client, and for nobody in particular."""
         ...

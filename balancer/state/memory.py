@@ -72,6 +72,12 @@ class MemoryBindings:
             del entry[min(entry, key=lambda each: entry[each][1])]
         self._bound[upstream, root] = entry
 
+    async def claim(self, upstream: str, root: str, client: str) -> None:
+        entry = dict(self._bound.get((upstream, root)) or {})
+        bound = entry.pop(UNCLAIMED, None)
+        if bound is not None:
+            self._bound[upstream, root] = {**entry, client: entry.get(client, bound)}
+
     async def unbind(self, upstream: str, root: str, client: str) -> None:
         entry = {
             each: bound

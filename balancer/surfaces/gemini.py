@@ -28,8 +28,6 @@ from balancer.wire.resources import in_query
 log = structlog.get_logger()
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
-INTERNAL_QUERY = frozenset({"key", "api_key", "session_token", "session_id", upload_url.MEMBER})
-"""Query members that never reach an upstream: places of client credentials, the session, and the grant of an upload."""
 _REGISTER_DROP = REQUEST_DROP - {"x-goog-user-project"}
 _OAUTH = ("Bearer ", "bearer ")
 
@@ -77,26 +75,24 @@ class GeminiSurface:
 
     def recognise(self, request: web.Request) -> Client | None:
         """The client of a chunk call, by the grant in its address. Raises ProxyError 404 if that does not hold."""
-        if upload_url.MEMBER not in request.raw_path:
-            return None
         target = read_target(request.raw_path)
         if target is None or not target.is_upload:
             return None
-        bare, removed = strip_query(target.raw, frozenset({upload_url.MEMBER}))
+        bare, removed = strip_query(target.raw, upload_url.INTERNAL)
         if upload_url.MEMBER not in removed:
             return None
         settings = self._settings()
         grant = upload_url.verify(bare, removed[upload_url.MEMBER], settings.signing_keys)
         client = settings.client(grant.client) if grant is not None else None
         if grant is None or client is None:
-            raise ProxyError(404, "upload_not_found", "This upload address is not valid here (any more).", close=True)
+            raise _no_such_upload()
         request[GRANT] = grant
         return client
 
     def refuse(self, error: ProxyError, request: web.BaseRequest | None = None) -> web.Response:
         """In Google's dialect. The SDKs send a chunk again, three times, whose answer lacks an upload status."""
         answer = error_answer(error, google.render(error))
-        if request is not None and "/upload/" in request.raw_path and "upload_id=" in request.raw_path:
+        if request is not None and _is_chunk(request.raw_path):
             answer.headers["X-Goog-Upload-Status"] = "cancelled"
         return answer
 
@@ -109,6 +105,8 @@ class GeminiSurface:
         if request.method not in METHODS:
             allow = ", ".join(METHODS)
             raise ProxyError(405, "method_not_allowed", f"{request.method} is not a method of this URL.", allow=allow)
+        if GRANT not in request and _is_chunk(request.raw_path):
+            raise _no_such_upload()
         record, rooms, settings = request[RECORD], self._rooms(), self._settings()
         limit = settings.max_upload if target.is_upload else settings.max_body
         source = ClientBody(request, limit, settings.body_idle) if request.body_exists else None
@@ -119,7 +117,7 @@ class GeminiSurface:
         return reply.response
 
     def _call(self, request: web.Request, target: Target, settings: GeminiSettings) -> Call:
-        path, removed = strip_query(target.raw, INTERNAL_QUERY)
+        path, removed = strip_query(target.raw, upload_url.INTERNAL)
         client, grant = request[CLIENT], request.get(GRANT)
         effect = target.effect(request.method)
         starts = target.is_upload and grant is None and request.method in ("POST", "PUT")
@@ -143,7 +141,8 @@ class GeminiSurface:
         call.names = [named] if named is not None else []
         if "%2" in path or "/" in target.query:
             call.names += [root for root in in_query(path.partition("?")[2]) if root not in call.names]
-        if starts or effect is Effect.LIST:
+        call.pages = target.pages(request.method)
+        if starts or call.pages:
             call.address = client_address(request, settings.trusted_proxies)
         if starts:
             call.uploads = True
@@ -184,6 +183,16 @@ class GeminiSurface:
 
 GRANT = web.RequestKey("grant", upload_url.Grant)
 _TELLING = (Effect.CREATE, Effect.READ, Effect.LIST)
+
+
+def _is_chunk(raw_path: str) -> bool:
+    """Whether this is the address of an upload under way, as upstreams and we write it."""
+    path, _, query = raw_path.partition("?")
+    return "/upload/" in path and ("upload_id=" in query or f"{upload_url.MEMBER}=" in query)
+
+
+def _no_such_upload() -> ProxyError:
+    return ProxyError(404, "upload_not_found", "This upload address is not valid here (any more).", close=True)
 
 
 def _headers(request: web.Request, target: Target, *, identity: bool) -> list[tuple[str, str]]:

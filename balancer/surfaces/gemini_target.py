@@ -1,6 +1,6 @@
 """Request targets of the Gemini API, recognised by shape and not from a list: a collection that does not exist yet works too.
 
-    [/s/{session}] [/gemini] [/upload|/download] /v1… /collection… [:method]
+    [/s/{session}] [/gemini] [/upload|/download] /v1… /collection… [:method]      (the first two in either order)
 
 `/v1beta/models/M:generateContent`, `/upload/v1beta/files`, `/v1alpha/auth_tokens`. Under plain `/v1/…` and without a version
 OpenAI's clients call as well: there a request is Gemini's if it says so (`x-goog-api-key`, `x-goog-api-client`, `?key=`, or
@@ -17,7 +17,7 @@ from urllib.parse import unquote
 from balancer.model import Effect
 from balancer.wire.resources import PUBLIC, in_path
 
-_SESSION = re.compile(r"/s/([^/]+)(?=/)")
+_PREFIX = re.compile(r"(?:/s/([^/]+)(/+gemini)?|(/gemini)(?:/+s/([^/]+))?)(?=/)")
 _VERSIONED = re.compile(r"/(?:(?:upload|download)/)?(v1\w*)/[A-Za-z][\w.-]*(?:[:/].*)?")
 _BARE = re.compile(r"/(?:upload/)?(?:models|tunedModels|files|cachedContents|batches|fileSearchStores)(?:[:/].*)?")
 _OPENAI = re.compile(r"/v1\w*/openai(?:/.*)?")
@@ -51,6 +51,8 @@ class Target(NamedTuple):
     prefix: str
     """What stood before the path: `/gemini`, `/s/{session}`."""
     session: str | None
+    says_gemini: bool
+    """`/gemini` was one of them."""
 
     @property
     def raw(self) -> str:
@@ -77,7 +79,7 @@ class Target(NamedTuple):
     @property
     def ours(self) -> bool:
         """Whether the target alone says that it is Gemini's, and no OpenAI client's."""
-        if "/gemini" in self.prefix or self.method is not None:
+        if self.says_gemini or self.method is not None:
             return True
         return bool(self.version) and not (self.version == "v1" and self.path.startswith("/v1/"))
 
@@ -85,6 +87,10 @@ class Target(NamedTuple):
     def named(self) -> str | None:
         """The resource that the path names."""
         return in_path(self.path)
+
+    def pages(self, method: str) -> bool:
+        """Whether the answer is a page of a list, be it of what everybody sees."""
+        return self.effect(method) is Effect.LIST or (method == "GET" and self.path.endswith("/models"))
 
     def repeatable(self, method: str) -> bool:
         return method in ("GET", "HEAD") or self.method in _REPEATABLE
@@ -124,18 +130,17 @@ def read_target(raw: str) -> Target | None:
     path, _, query = raw.partition("?")
     path = "/" + path.lstrip("/")
     prefix, session = "", None
-    if (found := _SESSION.match(path)) is not None:
-        prefix, session = found[0], unquote(found[1])
+    if (found := _PREFIX.match(path)) is not None:
+        prefix, session = found[0], found[1] or found[4]
         path = "/" + path[found.end() :].lstrip("/")
-    if path.startswith("/gemini/"):
-        prefix += "/gemini"
-        path = "/" + path[len("/gemini/") :].lstrip("/")
     if _TRAVERSAL.search(path) or _OPENAI.fullmatch(path):
         return None
     versioned = _VERSIONED.fullmatch(path)
     if versioned is None and _BARE.fullmatch(path) is None:
         return None
-    return Target(path, query, versioned[1] if versioned else "", prefix, session)
+    says_gemini = found is not None and (found[2] or found[3]) is not None
+    session = None if session is None else unquote(session)
+    return Target(path, query, versioned[1] if versioned else "", prefix, session, says_gemini)
 
 
 def session_of(header: str | None, query: str | None, path: str | None) -> tuple[str, str] | None:

@@ -7,16 +7,17 @@ resource tables of ai.google.dev/api, and what the google-genai SDKs send.
 A name counts as *named* where a whole JSON string, path segment or query value is a name or its URI. A full URI of a file
 inside longer text only *attracts*: people paste them into prompts. Bodies are scanned as bytes and never parsed; a prompt of
 a megabyte that is full of paths costs well under a millisecond, because only a quote followed by a known collection, or the
-provider's host, makes the scan look closer.
+provider's host, makes the scan look closer. Every name counts, however many come before it: what the scan overlooked would
+get past the check of who may use it.
 """
 
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import islice
 from typing import Any
 from urllib.parse import parse_qsl, unquote
 
@@ -38,37 +39,43 @@ COLLECTIONS = (
 PUBLIC = frozenset({"models", "openai"})
 """Collections that every key sees."""
 
+FLAT = frozenset({"files", "cachedContents", "batches", "auth_tokens"})
+"""Collections whose resources have nothing below them: `files/src/main.py` is a path and no name."""
+
 _ID = r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}"
-_NAME = re.compile(rf"(?:models/[\w.-]{{1,128}}/operations|[A-Za-z][A-Za-z_]{{0,63}})/{_ID}(?:/[^\s\"\\]{{1,512}})?")
-_URI = re.compile(r"https?://[^/\s\"\\]{1,255}/(?:(?:upload|download)/)?(?:v1\w*/)?([^\s\"\\?#]{1,700})")
-_TEXT_END = re.compile(rb"/(?:(?:upload|download)/)?(?:v1\w*/)?(files/[A-Za-z0-9][A-Za-z0-9_-]{0,127})")
-_ESCAPES = re.compile(rb"\\(?:/|u00[2-7])")
-_ESCAPED = re.compile(rb"\\u00([2-7][0-9A-Fa-f])")
+_METHOD = r"(?::[A-Za-z]+)?(?:[?#]\S*)?"
+_NAME = re.compile(
+    rf"((?:models/[\w.-]{{1,128}}/operations|[A-Za-z][A-Za-z0-9_]{{0,63}})/{_ID}(?:/[^\s\"\\?#:]{{1,512}})?){_METHOD}"
+)
+_URI = re.compile(r"https?://[^/\s\"\\]{1,255}/(?:(?:upload|download)/)?(?:v1\w*/)?(\S{1,2000})", re.IGNORECASE)
+_ESCAPED = re.compile(
+    rb"\\u00(2[dDeEfF]|3[0-9aA]|4[1-9a-fA-F]|5[0-9aAfF]|6[1-9a-fA-F]|7[0-9aA])"  # letters, digits and - . / : _
+)
 _VERSION = re.compile(r"v1\w*")
 _MOST_COLLECTIONS = 64
-_LIMIT = 64
-"""Names looked at in one request."""
+MOST_NAMED = 4096
+"""Different texts at which one request may make the scan look closer."""
+_MOST_ATTRACTING = 64
+LONGEST = 1100
+"""Bytes beyond which nothing is taken for a name or its URI."""
 
 
 def root_of(text: str) -> str | None:
     """The owned root of a whole name or URI (`files/F`, `https://host/v1beta/files/F:download?alt=media`); None for neither."""
     if "://" in text:
-        uri = _URI.match(text)
+        uri = _URI.fullmatch(text)
         if uri is None:
             return None
-        text = uri[1]
-    text = _without_method(text)
-    if _NAME.fullmatch(text) is None:
+        text = unquote(uri[1])
+    name = _NAME.fullmatch(text)
+    if name is None:
         return None
-    segments = text.split("/")
+    segments = name[1].split("/")
     if segments[0] == "models":
         return "/".join(segments[:4]) if len(segments) >= 4 and segments[2] == "operations" else None
-    return None if segments[0] in PUBLIC else "/".join(segments[:2])
-
-
-def _without_method(text: str) -> str:
-    head, slash, last = text.rpartition("/")
-    return head + slash + last.partition(":")[0]
+    if segments[0] in PUBLIC or (len(segments) > 2 and segments[0] in FLAT):
+        return None
+    return "/".join(segments[:2])
 
 
 def in_path(path: str) -> str | None:
@@ -96,15 +103,16 @@ def in_query(query: str) -> list[str]:
     """The roots that whole query values name."""
     if "%2F" not in query and "/" not in query and "%2f" not in query:
         return []
-    return _distinct(root for _, value in parse_qsl(query) if (root := root_of(value)) is not None)
+    return list(dict.fromkeys(root for _, value in parse_qsl(query) if (root := root_of(value)) is not None))
 
 
 @dataclass(frozen=True, slots=True)
 class Mentions:
-    """What a body mentions, in order and without repetition."""
+    """What a body mentions, in order and without repetition. `crowded`: it names more than MOST_NAMED resources."""
 
     named: list[str] = field(default_factory=list)
     attracting: list[str] = field(default_factory=list)
+    crowded: bool = False
 
 
 NOTHING = Mentions()
@@ -114,14 +122,20 @@ class Scanner:
     """Finds resources in JSON bodies. `hosts`: those whose URIs count; `learn()` adds collections met in answers."""
 
     def __init__(self, hosts: Iterable[str] = (GOOGLE_HOST,)) -> None:
-        self._hosts = tuple(f"://{host}/".encode() for host in dict.fromkeys((GOOGLE_HOST, *hosts)))
+        self._hosts = "|".join(re.escape(host) for host in dict.fromkeys((GOOGLE_HOST, *hosts)))
         self._collections = [*COLLECTIONS, "models"]
         self._whole = self._pattern()
+        self._text = re.compile(
+            rf"://(?i:{self._hosts})(?::\d+)?/(?:(?:upload|download)/)?(?:v1\w*/)?(files/{_ID})(?=[^\w-])".encode()
+        )
 
     def _pattern(self) -> re.Pattern[bytes]:
-        """A whole string value: no escaped quote before it, no colon behind it, and a known collection at its start."""
+        """A whole string value: no escaped quote before it, no colon behind it, and a known collection or host at its start."""
         known = "|".join(re.escape(collection) for collection in self._collections)
-        return re.compile(rf'"(?<!\\")((?:{known})/[^"\\]{{1,1000}})"(?!\s*:)'.encode())
+        name = rf"(?:{known})/[^\"\\\s?#]{{1,500}}"
+        uri = rf"(?i:https?://(?:{self._hosts}))(?::\d+)?/[^\"\\\s?#]{{1,500}}"
+        tail = r"(?:[?#](?:[^\"\\\s]|\\[^\"\s]){0,200})?"
+        return re.compile(rf'"(?<!\\")((?:{name}|{uri}){tail})"(?!\s*:)'.encode())
 
     def learn(self, collection: str) -> None:
         """From now on look for this collection's names too; bounded, because answers decide on it."""
@@ -130,73 +144,59 @@ class Scanner:
             self._whole = self._pattern()
 
     def scan(self, windows: Iterable[bytes]) -> Mentions:
-        """What a body names and what it is attracted to. `windows`: the body in pieces that overlap by a name's length."""
-        named: list[str] = []
-        attracting: list[str] = []
+        """What a body names and what it is attracted to. `windows`: the body in pieces that overlap by LONGEST bytes."""
+        named: dict[bytes, str | None] = {}
+        attracting: dict[bytes, None] = {}
+        first = True
         for window in windows:
-            if b"/" in window:
-                self._look(window, named, attracting)
-        return Mentions(_distinct(named), _distinct(attracting, last=True)) if named or attracting else NOTHING
+            if b"/" in window or b"\\u00" in window:
+                self._look(window, first, named, attracting)
+                if len(named) > MOST_NAMED:
+                    break
+            first = False
+        if not (named or attracting):
+            return NOTHING
+        roots = list(dict.fromkeys(root for root in named.values() if root is not None))
+        last = [text.decode() for text in list(attracting)[-_MOST_ATTRACTING:]]
+        return Mentions(roots, [root for root in last if root not in roots], crowded=len(named) > MOST_NAMED)
 
-    def _look(self, body: bytes, named: list[str], attracting: list[str]) -> None:
-        if b"\\" in body and _ESCAPES.search(body) is not None:
-            body = _ESCAPED.sub(lambda found: bytes([int(found[1], 16)]), body.replace(b"\\/", b"/"))
-        for found in islice(self._whole.finditer(body), _LIMIT):
-            root = root_of(found[1].decode("utf-8", "replace"))
-            if root is not None:
-                named.append(root)
-        for host in self._hosts:
-            for position in _positions(body, host):
-                whole = _string_around(body, position)
-                root = root_of(whole) if whole is not None else None
-                if root is not None:
-                    named.append(root)
-                elif (text := _TEXT_END.match(body, position + len(host) - 1)) is not None:
-                    attracting.append(text[1].decode())
-
-
-def _positions(body: bytes, needle: bytes) -> Iterator[int]:
-    position, found = body.find(needle), 0
-    while position >= 0 and found < _LIMIT:
-        yield position
-        found += 1
-        position = body.find(needle, position + len(needle))
-
-
-def _is_member_name(body: bytes, end: int) -> bool:
-    return body[end + 1 : end + 32].lstrip()[:1] == b":"
-
-
-def _string_around(body: bytes, position: int) -> str | None:
-    """The whole JSON string that an URI's `://` at `position` stands in, if the URI begins it."""
-    start = body.rfind(b'"', max(0, position - 6), position)
-    if start < 0 or body[start + 1 : position] not in (b"https", b"http"):
-        return None
-    end = body.find(b'"', position, position + 1024)
-    if end < 0 or _is_member_name(body, end):
-        return None
-    return body[start + 1 : end].decode("utf-8", "replace")
-
-
-def _distinct(names: Iterable[str], last: bool = False) -> list[str]:
-    ordered = list(names)
-    if last:
-        ordered.reverse()
-    unique = list(dict.fromkeys(ordered))[:_LIMIT]
-    if last:
-        unique.reverse()
-    return unique
+    def _look(self, window: bytes, first: bool, named: dict[bytes, str | None], attracting: dict[bytes, None]) -> None:
+        if b"\\/" in window:
+            window = window.replace(b"\\/", b"/")
+        if b"\\u00" in window:
+            window = _ESCAPED.sub(lambda found: bytes([int(found[1], 16)]), window)
+        for found in self._whole.finditer(window):
+            # What begins a later window was seen in the one before, together with what stands in front of it.
+            if found[1] not in named and (first or found.start() > 0):
+                named[found[1]] = root_of(found[1].decode("utf-8", "replace"))
+                if len(named) > MOST_NAMED:
+                    return
+        if b"://" in window:
+            for found in deque(self._text.finditer(window), _MOST_ATTRACTING):
+                attracting.pop(found[1], None)
+                attracting[found[1]] = None
 
 
 @dataclass(frozen=True, slots=True)
 class Born:
-    """A resource that an answer tells of. `expires`: POSIX seconds, None where the answer does not say."""
+    """A resource that an answer tells of. `expires`: POSIX seconds, None where the answer does not say.
+
+    `own`: the answer is about this resource or lists it, and does not merely mention it.
+    """
 
     root: str
     expires: float | None = None
+    own: bool = False
 
 
-def born(body: bytes, limit: int = 1000) -> list[Born]:
+FREE = frozenset({
+    "displayName", "display_name", "description", "title", "text", "args", "arguments", "key", "value", "stringValue",
+    "string_value", "inlinedResponses", "inlined_responses",
+})  # fmt: skip
+"""Members that hold what people and models wrote: a name in there is an echo and tells of nothing."""
+
+
+def born(body: bytes, limit: int = 10_000) -> list[Born]:
     """The resources in a JSON answer of a call that creates, looks up or lists: every whole name in it, with its lifetime.
 
     Anything else than JSON tells of nothing.
@@ -205,33 +205,54 @@ def born(body: bytes, limit: int = 1000) -> list[Born]:
         tree = orjson.loads(body)
     except orjson.JSONDecodeError:
         return []
-    found: dict[str, float | None] = {}
+    found: dict[str, Born] = {}
+    _own(tree, found)
     stack: list[Any] = [tree]
     while stack and len(found) < limit:
         node = stack.pop()
         if isinstance(node, dict):
             _learn_from(node, found)
-            stack.extend(value for value in node.values() if isinstance(value, dict | list))
+            stack.extend(value for member, value in node.items() if member not in FREE and _holds(value))
         elif isinstance(node, list):
-            stack.extend(value for value in node if isinstance(value, dict | list))
+            stack.extend(value for value in node if _holds(value))
             for value in node:
                 if isinstance(value, str) and (root := root_of(value)) is not None and _known(root):
-                    found.setdefault(root, None)
-    return [Born(root, expires) for root, expires in found.items()]
+                    found.setdefault(root, Born(root))
+    return list(found.values())
 
 
-def _learn_from(node: dict[str, Any], found: dict[str, float | None]) -> None:
-    """`name` may be of any collection; another member counts where its collection is known, since texts look like names too."""
+def _holds(value: Any) -> bool:
+    return isinstance(value, dict | list)
+
+
+def items_of(tree: Any) -> Iterator[tuple[str, list[Any]]]:
+    """The lists of a list answer, by member."""
+    if isinstance(tree, dict):
+        yield from ((member, value) for member, value in tree.items() if isinstance(value, list))
+
+
+def _own(tree: Any, found: dict[str, Born]) -> None:
+    """What the answer is about: itself, the file that an upload made, the items of a list."""
+    subjects = [tree, tree.get("file")] if isinstance(tree, dict) else []
+    subjects += [item for member, items in items_of(tree) if member not in FREE for item in items]
+    for node in subjects:
+        name = node.get("name") if isinstance(node, dict) else None
+        if isinstance(name, str) and (root := root_of(name)) is not None:
+            whole = name == root
+            found[root] = Born(root, _expiry(node) if whole and isinstance(node, dict) else None, own=True)
+
+
+def _learn_from(node: dict[str, Any], found: dict[str, Born]) -> None:
+    """What a node mentions counts where its collection is known, since texts look like names too."""
     for member, value in node.items():
-        if not isinstance(value, str) or "/" not in value or len(value) > 1024:
+        if not isinstance(value, str) or "/" not in value or len(value) > LONGEST or member in FREE:
             continue
         root = root_of(value)
-        if root is None or not (member == "name" or _known(root)):
+        if root is None or not (root in found or _known(root)):
             continue
-        own = member == "name" and "/" not in value.removeprefix(root)
-        expires = _expiry(node) if own else None
-        if expires is not None or root not in found:
-            found[root] = expires
+        expires = _expiry(node) if member == "name" and value == root else None
+        if root not in found or (expires is not None and found[root].expires is None):
+            found[root] = Born(root, expires, own=root in found and found[root].own)
 
 
 def _known(root: str) -> bool:

@@ -15,8 +15,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from urllib.parse import parse_qsl, urlsplit
 
+from balancer.wire.headers import strip_query
+
 MEMBER = "balancer"
 """The query member that holds the grant; it never reaches an upstream."""
+INTERNAL = frozenset({"key", "api_key", "session_token", "session_id", MEMBER})
+"""Query members that never reach an upstream nor stand in an upload address: client credentials, the session, the grant."""
 URL_FIELDS = frozenset({"x-goog-upload-url", "x-goog-upload-control-url", "location"})
 """Header fields of a start call's answer that hold an upload address."""
 _SIGNATURE_BYTES = 18
@@ -49,8 +53,8 @@ def _signed(address: str, grant: Grant, key: bytes, public: str, upstream_prefix
     path = parts.path
     if upstream_prefix and path.startswith(upstream_prefix + "/"):
         path = path[len(upstream_prefix) :]
-    target = f"{path}?{parts.query}" if parts.query else path
-    mark = "&" if parts.query else "?"
+    target, _ = strip_query(f"{path}?{parts.query}" if parts.query else path, INTERNAL)
+    mark = "&" if "?" in target else "?"
     owner, client = _pack(grant.owner), _pack(grant.client)
     return f"{public}{target}{mark}{MEMBER}={owner}.{client}.{_signature(target, owner, client, key)}"
 
@@ -58,7 +62,7 @@ def _signed(address: str, grant: Grant, key: bytes, public: str, upstream_prefix
 def verify(target: str, value: str, keys: Iterable[bytes]) -> Grant | None:
     """The grant in `value`, the member's decoded text, if one of the keys signed it for this target; else None.
 
-    `target` is the path and query without the member.
+    `target` is the path and query without the INTERNAL members.
     """
     owner, _, rest = value.partition(".")
     client, _, signature = rest.partition(".")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import socket
 
@@ -376,13 +377,15 @@ async def test_connections_beyond_the_limit_are_refused_and_room_comes_back() ->
                 await raw.send(post_bytes(b"{}"))
                 await raw.answer()
             extra = await proxy.raw()
-            with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+            with contextlib.suppress(ConnectionError):
                 await extra.send(post_bytes(b"{}"))
-                await extra.head()
+                assert await extra.rest() == b""
             extra.close()
-            held.pop().close()
+            left = held.pop()
+            left.close()
             async with asyncio.timeout(WAIT):
-                while len(proxy.server.main.server.connections) >= 3:
+                await left.writer.wait_closed()
+                while len(proxy.server.main.server.connections) >= 3:  # noqa: ASYNC110 - aiohttp's server tells nobody
                     await asyncio.sleep(0)
             async with proxy.post() as response:
                 assert response.status == 200

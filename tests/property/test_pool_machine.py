@@ -35,7 +35,7 @@ UNIVERSE = [
     [Key("e", tpm=50), Key("e", concurrency=1, project="Q")],
 ]
 MODELS = st.sampled_from(["m", "m", "m", "n", None])
-KEYS = st.lists(st.sampled_from(range(5)), min_size=0, max_size=5, unique=True).flatmap(
+KEYS = st.lists(st.sampled_from(range(5)), min_size=1, max_size=5, unique=True).flatmap(
     lambda chosen: st.tuples(*(st.sampled_from(UNIVERSE[number]) for number in chosen))
 )
 SCOPES = st.sampled_from(list(Scope))
@@ -255,7 +255,9 @@ class PoolMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.leases)
     @rule(data=st.data(), judgement=JUDGEMENTS, tokens=st.sampled_from([None, None, 5, 40, 70]))
     def report(self, data: st.DataObject, judgement: Judgement, tokens: int | None) -> None:
-        index = data.draw(st.integers(0, len(self.leases) - 1))
+        self.end(data.draw(st.integers(0, len(self.leases) - 1)), judgement, tokens)
+
+    def end(self, index: int, judgement: Judgement, tokens: int | None) -> None:
         lease, simple, spent = self.leases.pop(index)
         self.pool.report(lease, judgement, tokens=tokens)
         self.pool.report(lease, Judgement(Verdict.KEY, "again", Disable()))
@@ -379,17 +381,27 @@ class PoolMachine(RuleBasedStateMachine):
         groups = {each.group for each in kept.values()} | {"key " + fingerprint for fingerprint in kept}
         self.subjects = {name: subject for name, subject in self.subjects.items() if name[0] in groups}
 
+    @rule(model=MODELS, judgement=JUDGEMENTS, again=st.integers(1, 3))
+    def ask(self, model: str | None, judgement: Judgement, again: int) -> None:
+        """Keys in a row get the same answer."""
+        for _ in range(again):
+            before = len(self.leases)
+            self.lease(patient=True, model=model, owner=None, prefer=None, avoid=set(), tokens=5)
+            if len(self.leases) > before:
+                self.end(before, judgement, None)
+
     @rule(seconds=st.sampled_from([TICK, 1.0, 2.0, 10.0, 59.0, 61.0, 3600.0, 50000.0]))
     def advance(self, seconds: float) -> None:
         self.clock.advance(seconds)
 
     @rule(seconds=st.sampled_from([-90000.0, -7200.0, -60.0, 60.0, 7200.0, 40000.0, 90000.0]))
     def jump(self, seconds: float) -> None:
+        over = self.clock.wall()
         self.clock.jump(seconds)
         self.pool.states()
         for subject in self.subjects.values():
             for said in subject.said:
-                said.day_end = min(said.day_end, quota_day(self.clock.wall())[1])
+                said.day_end = min(said.day_end, quota_day(self.clock.wall())[1]) if said.day_end > over else 0.0
 
     @rule(verdict=st.sampled_from([Verdict.OK, Verdict.KEY, Verdict.KEY, Verdict.UPSTREAM]))
     def probe(self, verdict: Verdict) -> None:

@@ -393,6 +393,14 @@ def test_rests_that_were_there_are_merged_and_the_longest_wins() -> None:
         assert desk.refused("n", owner=key.fingerprint) == Wait(now + 50, "B's")
 
 
+def test_a_key_that_turns_out_to_belong_to_a_resting_project_rests_at_once() -> None:
+    desk = Desk(A, Key("b", project="p"))
+    desk.ask_each(rest(30), Key("b", project="p"))
+    assert desk.lent(2) == "aa"
+    desk.ask(Judgement(Verdict.CALLER, project="p"))
+    assert isinstance(desk.refused(), Wait)
+
+
 def test_bindings_made_before_a_project_was_learned_keep_working() -> None:
     desk = Desk(A, Key("b"))
     owners = {letter: desk.pool.owner_of(Key(letter).fingerprint) for letter in "ab"}
