@@ -11,12 +11,14 @@ assignment, so that a request sees the old settings or the new ones and never a 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
 import structlog
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from balancer.clock import Clock, SystemClock
 from balancer.config import Settings
@@ -24,7 +26,7 @@ from balancer.config import Upstream as UpstreamSettings
 from balancer.errors import ProxyError
 from balancer.keypool.pool import Event, KeyPool
 from balancer.middlewares.access_log import access_log, overhead
-from balancer.middlewares.auth import Callers, auth
+from balancer.middlewares.auth import PUBLIC_PATHS, Callers, auth
 from balancer.middlewares.drain import Drain, drain
 from balancer.middlewares.errors import errors
 from balancer.middlewares.request_id import request_id
@@ -220,6 +222,26 @@ def make_admin_app(runtime: Runtime) -> web.Application:
     )
     app.add_routes(admin.routes(lambda: runtime.rooms, runtime.metrics, runtime.clock))
     return app
+
+
+RequestHandler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+
+
+def beside_router(app: web.Application, routed: RequestHandler) -> RequestHandler:
+    """What the main listener calls: all but the few routes of its own goes through the same middlewares without aiohttp's
+    router, which would cost every call for what it never finds. `routed` is the application's ordinary handler.
+    """
+    handler: Handler = _dispatch
+    for middleware in reversed(tuple(app.middlewares)):
+        handler = partial(middleware, handler=handler)
+
+    async def handle(request: web.BaseRequest) -> web.StreamResponse:
+        assert isinstance(request, web.Request)
+        if request.raw_path in PUBLIC_PATHS:
+            return await routed(request)
+        return await handler(request)
+
+    return handle
 
 
 async def _dispatch(request: web.Request) -> web.StreamResponse:

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import ssl
 import time
@@ -142,13 +143,20 @@ class Listeners:
         self.max_connections = max_connections
         self.heads: dict[_Connection, float] = {}
         """Connections from which a request head is awaited that has begun, or is the first: since when."""
+        self.connections: set[_Connection] = set()
+        """Those that are open, bytes that are still to leave included."""
+        self.emptied: asyncio.Future[None] | None = None
+        """Ends when the last connection has: for `flush`."""
         self._sockets: list[asyncio.Server] = []
         self._sweeper: asyncio.Task[None] | None = None
 
     async def open(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> list[tuple[str, int]]:
         """Listen. Returns the addresses, with the port that was chosen where `port` is 0. Raises OSError."""
         loop = asyncio.get_running_loop()
-        server = await loop.create_server(lambda: _Connection(self), host, port, ssl=tls, backlog=1024)
+        patience = None if tls is None else self.header_timeout
+        server = await loop.create_server(
+            lambda: _Connection(self), host, port, ssl=tls, ssl_handshake_timeout=patience, backlog=1024
+        )
         self._sockets.append(server)
         if self._sweeper is None:
             self._sweeper = loop.create_task(self._sweep())
@@ -159,6 +167,14 @@ class Listeners:
         for server in self._sockets:
             server.close()
         self._sockets.clear()
+
+    async def flush(self) -> None:
+        """Close every connection behind the last byte that was written to it. Returns when all have left."""
+        for connection in self.connections:
+            connection.force_close()
+        if self.connections:
+            self.emptied = asyncio.get_running_loop().create_future()
+            await self.emptied
 
     async def stop(self) -> None:
         self.close()
@@ -180,10 +196,11 @@ class Listeners:
 class _Connection(web.RequestHandler):
     """One connection of a client."""
 
-    __slots__ = ("_listeners",)
+    __slots__ = ("_listeners", "_refused")
 
     def __init__(self, listeners: Listeners) -> None:
         self._listeners = listeners
+        self._refused = False
         super().__init__(listeners.server, loop=asyncio.get_running_loop(), **listeners.server._kwargs)
         self._parser = RepairingParser(self._fresh_parser, self._on_head)  # type: ignore[assignment]
 
@@ -210,11 +227,18 @@ class _Connection(web.RequestHandler):
             cast(asyncio.Transport, transport).abort()  # uvloop's is one in all but name
             return
         super().connection_made(transport)
+        listeners.connections.add(self)
         listeners.heads[self] = time.monotonic()
+        if listeners.emptied is not None:  # accepted by the system before we closed the door
+            self.force_close()
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        self._listeners.heads.pop(self, None)
+        listeners = self._listeners
+        listeners.heads.pop(self, None)
         super().connection_lost(exc)
+        listeners.connections.discard(self)
+        if listeners.emptied is not None and not listeners.connections and not listeners.emptied.done():
+            listeners.emptied.set_result(None)
 
     def _on_head(self, complete: bool) -> None:
         heads = self._listeners.heads
@@ -222,6 +246,24 @@ class _Connection(web.RequestHandler):
             heads.pop(self, None)
         elif self not in heads:
             heads[self] = time.monotonic()
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """Sends the answer. Where it ends the connection while bytes are still coming, our side is closed and they are
+        thrown away until the client closes its own, for LINGER at most: a close with bytes unread would be a reset, and
+        the answer lost in it (RFC 9112 section 9.6). aiohttp does so for what is left of a body."""
+        sent = await super().finish_response(request, resp, start_time)
+        transport = self.transport
+        coming = self._refused or not (resp.keep_alive or request.content.is_eof())
+        if not coming or transport is None or not transport.can_write_eof():
+            return sent
+        transport.write_eof()
+        if self._refused:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LINGER):
+                    await asyncio.get_running_loop().create_future()  # cancelled when the connection ends
+        return sent
 
     def handle_error(
         self,
@@ -243,6 +285,7 @@ class _Connection(web.RequestHandler):
                 error = ProxyError(status, "internal_error", "An internal error.", close=True)
         if error.status == 400:
             log.warning("malformed request", error=type(exc).__name__)
+            self._refused = self._close = True  # what still comes is not parsed
         else:
             log.error("request failed outside of the application", exc_info=exc)
         return self._listeners.refuse(error)

@@ -22,7 +22,7 @@ import structlog
 from aiohttp import web
 
 from balancer import __version__
-from balancer.app import Runtime, make_admin_app, make_app
+from balancer.app import Runtime, beside_router, make_admin_app, make_app
 from balancer.clock import Clock
 from balancer.config import ConfigError, Settings, Upstream, find_config, load
 from balancer.listener import FIELD_LIMIT, LINGER, Listeners
@@ -65,6 +65,10 @@ async def _serve(
     config: Path | None, settings: Settings, stand_in: bool, announce: Announce, environ: Mapping[str, str]
 ) -> int:
     config = find_config(config)
+    stop: asyncio.Future[signal.Signals] = asyncio.get_running_loop().create_future()
+    hangup = asyncio.Event()
+    # Before anybody can know that we run, and so before anybody can send one.
+    _on_signals(stop, hangup)
     async with contextlib.AsyncExitStack() as stack:
         stand_in_url = await stack.enter_async_context(_stand_in()) if stand_in else None
         if stand_in_url is not None:
@@ -72,13 +76,11 @@ async def _serve(
         server = await stack.enter_async_context(running(settings))
         for line in greeting(server, stand_in_url):
             announce(line)
-        stop = asyncio.get_running_loop().create_future()
-        _on_signals(stop)
-        reloads = asyncio.create_task(_reload_forever(server, config, environ, stand_in_url))
+        reloads = asyncio.create_task(_reload_forever(server, config, environ, stand_in_url, hangup))
         _settle_memory()
         received = await stop
         reloads.cancel()
-        patience = settings.server.drain_timeout
+        patience = server.runtime.settings.server.drain_timeout
         if received is signal.SIGINT and sys.stdin is not None and sys.stdin.isatty():
             patience = INTERRUPT_DRAIN if patience is None else min(INTERRUPT_DRAIN, patience)
         await _drain(server, patience)
@@ -94,6 +96,37 @@ class Server:
         self.admin = admin
         self.address: tuple[str, int] = ("", 0)
         self.admin_address: tuple[str, int] | None = None
+        self.tls: ssl.SSLContext | None = None
+        self._started_with = runtime.settings
+
+    def take(self, settings: Settings) -> None:
+        """Let the listeners follow settings that the runtime has applied; what they cannot follow is logged."""
+        self.runtime.logs.set_level(settings.logging.level)
+        for listeners in (self.main, self.admin):
+            listeners.header_timeout = settings.server.header_timeout
+            listeners.max_connections = settings.server.max_connections
+        tls = settings.server.tls
+        if self.tls is not None and tls.cert is not None:
+            self.tls.load_cert_chain(tls.cert, tls.key)
+        for place in restart_needed(self._started_with, settings):
+            log.warning("this change takes effect after a restart", setting=place)
+
+
+FIXED = (
+    *(("server", name) for name in ("host", "port", "workers", "keepalive_timeout")),
+    *(("admin", name) for name in ("host", "port")),
+    *(("logging", name) for name in ("format", "file")),
+)
+"""Settings that a running process keeps as it started with."""
+
+
+def restart_needed(before: Settings, after: Settings) -> Iterator[str]:
+    """The places of settings that changed and cannot change in a running process."""
+    for section, name in FIXED:
+        if getattr(getattr(before, section), name) != getattr(getattr(after, section), name):
+            yield f"{section}.{name}"
+    if (before.server.tls.cert is None) != (after.server.tls.cert is None):
+        yield "server.tls"
 
 
 @asynccontextmanager
@@ -107,10 +140,13 @@ async def running(settings: Settings, clock: Clock | None = None) -> AsyncIterat
         runtime = Runtime(logs, clock)
         runtime.apply(settings)
         stack.push_async_callback(runtime.close)
-        main = await _listen(stack, make_app(runtime), runtime, settings)
+        app = make_app(runtime)
+        main = await _listen(stack, app, runtime, settings)
+        main.server.request_handler = beside_router(app, main.server.request_handler)
         admin = await _listen(stack, make_admin_app(runtime), runtime, settings)
         server = Server(runtime, main, admin)
-        server.address = (await main.open(settings.server.host, settings.server.port, _tls(settings)))[0]
+        server.tls = _tls(settings)
+        server.address = (await main.open(settings.server.host, settings.server.port, server.tls))[0]
         if settings.admin.port is not None:
             server.admin_address = (await admin.open(settings.admin.host, settings.admin.port))[0]
         probes = asyncio.create_task(probe_forever(lambda: tuple(runtime.rooms.upstreams.values()), runtime.clock))
@@ -223,7 +259,7 @@ def authority(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _on_signals(stop: asyncio.Future[signal.Signals]) -> None:
+def _on_signals(stop: asyncio.Future[signal.Signals], hangup: asyncio.Event) -> None:
     loop = asyncio.get_running_loop()
 
     def received(which: signal.Signals) -> None:
@@ -236,6 +272,7 @@ def _on_signals(stop: asyncio.Future[signal.Signals]) -> None:
 
     for which in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(which, received, which)
+    loop.add_signal_handler(signal.SIGHUP, hangup.set)
 
 
 async def _drain(server: Server, patience: float | None) -> None:
@@ -247,16 +284,15 @@ async def _drain(server: Server, patience: float | None) -> None:
     try:
         async with asyncio.timeout(patience):
             await runtime.drain.idle()
+            await server.main.flush()
     except TimeoutError:
         log.warning("drain timeout: cutting what still runs", in_flight=runtime.drain.in_flight)
 
 
 async def _reload_forever(
-    server: Server, config: Path | None, environ: Mapping[str, str], stand_in_url: str | None
+    server: Server, config: Path | None, environ: Mapping[str, str], stand_in_url: str | None, wake: asyncio.Event
 ) -> None:
     """Reload on SIGHUP and when the file changes. What cannot change in a running process is said."""
-    wake = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, wake.set)
     seen = _modified(config)
     while True:
         asked = False
@@ -282,6 +318,7 @@ def reload(server: Server, config: Path | None, environ: Mapping[str, str], stan
         settings = load(config, environ)
         if stand_in_url is not None:
             settings = on_stand_in(settings, stand_in_url)
+        _tls(settings)
         runtime.apply(settings)
     except ConfigError as bad:
         log.error("configuration not reloaded: it has mistakes", problems=bad.problems)
@@ -289,7 +326,10 @@ def reload(server: Server, config: Path | None, environ: Mapping[str, str], stan
     except OSError as bad:
         log.error("configuration not reloaded", error=str(bad))
         return False
-    runtime.logs.set_level(settings.logging.level)
+    except Exception:
+        log.exception("configuration not reloaded")
+        return False
+    server.take(settings)
     log.info("configuration reloaded")
     return True
 

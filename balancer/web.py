@@ -88,12 +88,8 @@ def is_loopback(address: str | None) -> bool:
     """Whether the peer is this machine: 127.0.0.0/8, ::1, their mapped forms, or a unix socket."""
     if address is None:
         return True
-    try:
-        parsed = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return False
-    mapped = getattr(parsed, "ipv4_mapped", None)
-    return bool((mapped or parsed).is_loopback)
+    parsed = _parsed(address)
+    return parsed is not None and parsed.is_loopback
 
 
 def public_origin(request: web.Request, public_url: str | None, trusted: tuple[Network, ...]) -> str:
@@ -127,16 +123,30 @@ def client_address(request: web.Request, trusted: Iterable[Network]) -> str:
 
 
 def _within(address: str, networks: tuple[Network, ...]) -> bool:
+    parsed = _parsed(address)
+    return parsed is not None and any(parsed in network for network in networks)
+
+
+def _parsed(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The address; one that a dual-stack listener shows as IPv6 is the IPv4 address it stands for."""
     try:
-        parsed = ipaddress.ip_address(address)
+        parsed = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
-        return False
-    return any(parsed in network for network in networks)
+        return None
+    return getattr(parsed, "ipv4_mapped", None) or parsed
+
+
+def host_name(url: str) -> str:
+    """The host of a URL in lower case; "" where it has none or is no URL."""
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""
 
 
 def is_own_host(host: str, public: str | None = None) -> bool:
     """Whether a Host field names this machine in a way that no foreign web page can have arranged."""
-    name = urlsplit(f"//{host}").hostname or ""
+    name = host_name(f"//{host}")
     if name in ("localhost", public):
         return True
     try:

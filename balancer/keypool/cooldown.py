@@ -16,7 +16,7 @@ quota day is kept as time of day, because that is what ends it; when the machine
 found anew, and never lies beyond the next midnight that the corrected clock knows.
 
 Model names come from clients, so their number is bounded: a cooldown is forgotten when it is over (one that escalated:
-`ESCALATION_MEMORY` later), and past `MAX_MODELS` of a subject the one that ends first goes.
+`ESCALATION_MEMORY` seconds later, and the escalation with it), and past `MAX_MODELS` of a subject the one that ends first goes.
 
 **A disabled key** is dead for every model:
 
@@ -72,6 +72,7 @@ class Cooldown:
         before, resting = self.until, now < self.until
         if not resting:
             self.day_end = None
+            self.step = 0 if self.forgettable(now) else self.step
         if rest.until_quota_day:
             self.day_end = max(self.day_end or 0.0, quota_day(wall)[1])
         else:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
@@ -22,8 +21,20 @@ from balancer.web import CLIENT, FORWARDING_FIELDS, SURFACE, is_loopback, is_own
 
 PUBLIC_PATHS = frozenset({"/healthz", "/readyz"})
 
+SESSION_TOKEN = "bal_"  # noqa: S105 - what session tokens begin with
+"""A credential that begins so is never a client token."""
+
 _NO_CREDENTIAL_SCHEMES = frozenset({"basic", "digest", "negotiate", "token"})
-_HEADER_PLACES = ("x-goog-api-key", "x-api-key", "api-key")
+_PLACES = (
+    ("header", "X-Session-Token"),
+    ("query", "session_token"),
+    ("header", "x-goog-api-key"),
+    ("header", "x-api-key"),
+    ("header", "api-key"),
+    ("query", "key"),
+    ("query", "api_key"),
+)
+"""Where a credential may stand, behind Authorization, in the order in which they count."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +47,14 @@ class Callers:
 
     def identify(self, request: web.Request) -> Client:
         """The caller. Raises ProxyError 401 or 403."""
-        given = False
+        refused = False
         for credential in credentials(request):
-            given = True
             client = self._client(credential)
             if client is not None:
                 return client
-        if self.by_digest and given:
+            # Without client tokens whatever an SDK insists on sending is fine, but a session token was given out or it was not.
+            refused = refused or bool(self.by_digest) or credential.startswith(SESSION_TOKEN)
+        if refused:
             raise ProxyError(
                 401, "invalid_api_key", "The API key is not valid here. It must be a client token of this proxy."
             )
@@ -71,7 +83,7 @@ class Callers:
         if origin is None:
             return
         host = request.headers.get("Host", "")
-        own = urlsplit(origin).netloc.lower() == host.lower() and is_own_host(host, self.public_host)
+        own = origin.lower().partition("://")[2] == host.lower() and is_own_host(host, self.public_host)
         if not own:
             raise ProxyError(
                 403, "origin_not_allowed", "Web pages of another origin may not use this proxy without a token."
@@ -93,10 +105,8 @@ def credentials(request: web.Request) -> Iterator[str]:
         elif scheme.lower() not in _NO_CREDENTIAL_SCHEMES:
             yield authorization.strip()
     query: Mapping[str, str] = request.rel_url.query if "?" in request.raw_path else {}
-    places = [headers.get("X-Session-Token"), query.get("session_token")]
-    places += [headers.get(name) for name in _HEADER_PLACES]
-    places += [query.get("key"), query.get("api_key")]
-    for value in places:
+    for source, name in _PLACES:
+        value = (headers if source == "header" else query).get(name)
         if value and value.strip():
             yield value.strip()
 

@@ -14,13 +14,12 @@ from http import HTTPStatus
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from balancer.model import Verdict
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
     from prometheus_client.registry import CollectorRegistry
 
-Pools = Callable[[], Iterable[tuple[str, Mapping[str, int]]]]
+Pools = Callable[[], Iterable[tuple[str, Mapping[str, int], Mapping[str, int]]]]
 """Asks for each upstream's name and the number of its keys in each state."""
 
 FIRST_BYTE_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
@@ -58,7 +57,6 @@ class Metrics:
         self._in_flight = in_flight
         self._log_drops = log_drops
         self._requests: Counter[tuple[str, str]] = Counter()
-        self._attempts: Counter[tuple[str, str]] = Counter()
         self._bytes_in: Counter[str] = Counter()
         self._bytes_out: Counter[str] = Counter()
         self._first_byte: dict[str, Histogram] = {}
@@ -81,10 +79,6 @@ class Metrics:
             _observe(self._first_byte, surface, FIRST_BYTE_BUCKETS, ttfb_s)
         if overhead_s is not None:
             _observe(self._overhead, surface, OVERHEAD_BUCKETS, overhead_s)
-
-    def attempt(self, upstream: str, verdict: Verdict) -> None:
-        """One request to an upstream, when it was judged."""
-        self._attempts[upstream, verdict.value] += 1
 
     def exposition(self, pools: Pools) -> bytes:
         """Everything as text (version 0.0.4)."""
@@ -131,18 +125,19 @@ class Metrics:
             return (((surface,), count) for surface, count in counts.items())
 
         yield counter("balancer_requests", "Requests answered.", ("surface", "status"), self._requests.items())
-        yield counter(
-            "balancer_attempts", "Requests sent to upstreams.", ("upstream", "verdict"), self._attempts.items()
-        )
         yield counter("balancer_received_bytes", "Bytes of request bodies.", ("surface",), single(self._bytes_in))
         yield counter("balancer_sent_bytes", "Bytes of answer bodies.", ("surface",), single(self._bytes_out))
         yield histogram("balancer_first_byte_seconds", "Time to the first byte of the answer.", self._first_byte)
         yield histogram("balancer_overhead_seconds", "The proxy's own part of that time.", self._overhead)
         keys = GaugeMetricFamily("balancer_keys", "Keys by state.", labels=("upstream", "state"))
-        for upstream, states in pools():
+        attempts = CounterMetricFamily("balancer_attempts", "Requests sent to upstreams.", labels=("upstream", "verdict"))
+        for upstream, states, verdicts in pools():
             for state, count in states.items():
                 keys.add_metric((upstream, state), count)
+            for verdict, count in verdicts.items():
+                attempts.add_metric((upstream, verdict), count)
         yield keys
+        yield attempts
         yield GaugeMetricFamily("balancer_in_flight", "Requests being served.", value=self._in_flight())
         yield CounterMetricFamily("balancer_log_lines_dropped", "Log lines lost.", value=self._log_drops())
 

@@ -225,10 +225,7 @@ class HttpAnswer:
                 break
         self.status = message.code
         self.reason = message.reason or ""
-        self.headers = [
-            (name.decode("ascii", "replace"), value.decode("utf-8", "surrogateescape"))
-            for name, value in message.raw_headers
-        ]
+        self.headers = list(message.headers.items())
         self._content = content_reader
 
     async def gather(self, limit: int, watchdog: Watchdog) -> bytes:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+from functools import lru_cache
 from types import TracebackType
 
 from balancer.errors import AnswerCut, ClientStalled, FirstByteTimeout
@@ -27,6 +28,21 @@ class Phase(enum.Enum):
     CLIENT = "client"
 
 
+_NEVER = float("inf")
+
+
+@lru_cache(maxsize=64)
+def _limits(timeouts: Timeouts) -> tuple[dict[Phase, float | None], float]:
+    """Seconds by phase, and the fewest of them."""
+    limits = {
+        Phase.UPLOAD: None,
+        Phase.FIRST_BYTE: timeouts.first_byte,
+        Phase.IDLE: timeouts.idle,
+        Phase.CLIENT: timeouts.idle,
+    }
+    return limits, min((limit for limit in limits.values() if limit is not None), default=_NEVER)
+
+
 class Watchdog:
     """Ends its block with FirstByteTimeout, AnswerCut or ClientStalled when the present wait lasts too long.
 
@@ -34,16 +50,11 @@ class Watchdog:
     what of `timeouts.total`, which ends everything, is already gone.
     """
 
-    __slots__ = ("_deadline", "_end", "_handle", "_limits", "_loop", "_phase", "_scope", "_since")
+    __slots__ = ("_deadline", "_end", "_handle", "_limits", "_loop", "_phase", "_scope", "_shortest", "_since")
 
     def __init__(self, timeouts: Timeouts, remaining: float | None = None, spent: float = 0.0) -> None:
         self._loop = asyncio.get_running_loop()
-        self._limits = {
-            Phase.UPLOAD: None,
-            Phase.FIRST_BYTE: timeouts.first_byte,
-            Phase.IDLE: timeouts.idle,
-            Phase.CLIENT: timeouts.idle,
-        }
+        self._limits, self._shortest = _limits(timeouts)
         self._phase = Phase.FIRST_BYTE
         self._since = now = self._loop.time()
         self._deadline = None if remaining is None else now + remaining
@@ -91,13 +102,12 @@ class Watchdog:
 
     def _arm(self) -> None:
         """Sleep until the present wait could end, and no longer than the shortest limit: the next wait may be that one."""
+        wake = self._loop.time() + self._shortest
         due = self._due()
-        shortest = min((limit for limit in self._limits.values() if limit is not None), default=None)
-        if due is None and shortest is None:
-            return
-        now = self._loop.time()
-        wake = min(end for end in (due, None if shortest is None else now + shortest) if end is not None)
-        self._handle = self._loop.call_at(wake, self._wake)
+        if due is not None and due < wake:
+            wake = due
+        if wake < _NEVER:
+            self._handle = self._loop.call_at(wake, self._wake)
 
     def _wake(self) -> None:
         due = self._due()

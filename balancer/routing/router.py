@@ -13,6 +13,9 @@ from fnmatch import fnmatchcase
 from balancer.errors import ProxyError
 from balancer.model import Client
 
+MOST_CHOICES = 4096
+"""Answers that are remembered; models are named by callers."""
+
 
 @dataclass(frozen=True, slots=True)
 class Route:
@@ -44,9 +47,20 @@ class Router:
 
     def __init__(self, routes: Sequence[Route]) -> None:
         self._routes = tuple(routes)
+        self._chosen: dict[tuple[str | None, str, str], Choice] = {}
 
     def choose(self, model: str | None, kind: str, client: Client) -> Choice:
         """The upstream of this kind for a call. Raises ProxyError 404 (unknown), 400 (switched off), 403 (forbidden)."""
+        asked = (model, kind, client.name)
+        chosen = self._chosen.get(asked)
+        if chosen is None:
+            chosen = self._choose(model, kind, client)
+            if len(self._chosen) >= MOST_CHOICES:
+                self._chosen.clear()
+            self._chosen[asked] = chosen
+        return chosen
+
+    def _choose(self, model: str | None, kind: str, client: Client) -> Choice:
         routes = [route for route in self._routes if route.kind == kind]
         if not routes:
             raise ProxyError(404, "unknown_url", f"No upstream of kind {kind} is configured.")

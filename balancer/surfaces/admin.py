@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -32,9 +32,10 @@ def routes(rooms: Callable[[], Rooms], metrics: Metrics, clock: Clock) -> list[w
         return json_answer(200, orjson.dumps({"time": _iso(clock.wall()), "upstreams": upstreams}))
 
     async def exposition(request: web.Request) -> web.Response:
-        def pools() -> Iterator[tuple[str, dict[str, int]]]:
+        def pools() -> Iterator[tuple[str, dict[str, int], Mapping[str, int]]]:
             for upstream in rooms().upstreams.values():
-                yield upstream.name, dataclasses.asdict(upstream.pool.states())
+                snapshot = upstream.pool.snapshot()
+                yield upstream.name, dataclasses.asdict(snapshot.states), snapshot.counts
 
         return web.Response(
             body=metrics.exposition(pools), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}

@@ -6,6 +6,7 @@ import asyncio
 
 from aiohttp import web
 from aiohttp.web_exceptions import HTTPException
+from multidict import CIMultiDict
 
 from balancer.errors import ClientGone, ClientStalled, ProxyError
 from balancer.model import Headers, Record
@@ -68,10 +69,13 @@ class RelayedResponse(web.StreamResponse):
     _send_headers_immediately = False
 
     async def _prepare_headers(self) -> None:
-        unasked = [name for name in ("Content-Type", "Server") if name not in self._headers]
+        headers = self._headers
+        typed, served = "Content-Type" in headers, "Server" in headers
         await super()._prepare_headers()
-        for name in unasked:
-            self._headers.pop(name, None)
+        if not typed:
+            headers.pop("Content-Type", None)
+        if not served:
+            headers.pop("Server", None)
 
     def send_head(self) -> None:
         if self._payload_writer is not None:
@@ -94,9 +98,7 @@ class ClientReply:
 
     async def start(self, status: int, reason: str, headers: Headers) -> None:
         self._record.status = status
-        response = self.response = RelayedResponse(status=status, reason=reason)
-        for name, value in headers:
-            response.headers.add(name, value)
+        response = self.response = RelayedResponse(status=status, reason=reason, _real_headers=CIMultiDict(headers))
         if "X-Request-Id" not in response.headers:
             response.headers["X-Request-Id"] = self._record.request_id
         if self._record.close:

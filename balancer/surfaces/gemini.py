@@ -200,10 +200,7 @@ def _headers(request: web.Request, target: Target, *, identity: bool) -> list[tu
 
     `files:register` needs the caller's own OAuth token beside the key; one of our client tokens is not that.
     """
-    fields = [
-        (name.decode("ascii", "replace"), value.decode("utf-8", "surrogateescape"))
-        for name, value in request.raw_headers
-    ]
+    fields = request.headers.items()
     if target.method == "register" and (oauth := _oauth(request)) is not None:
         headers = [*end_to_end(fields, _REGISTER_DROP), ("Authorization", oauth)]
     else:

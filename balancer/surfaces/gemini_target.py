@@ -10,8 +10,8 @@ a `:method` in the path).
 from __future__ import annotations
 
 import re
-from functools import lru_cache
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from urllib.parse import unquote
 
 from balancer.model import Effect
@@ -41,7 +41,8 @@ _MAKES_NOTHING = _REPEATABLE | {
 """Methods whose answer tells of no resource."""
 
 
-class Target(NamedTuple):
+@dataclass(frozen=True)
+class Target:
     """A request target: `path` and `query` are raw, without what stood before them."""
 
     path: str
@@ -53,22 +54,23 @@ class Target(NamedTuple):
     session: str | None
     says_gemini: bool
     """`/gemini` was one of them."""
+    _effects: dict[str, Effect] = field(default_factory=dict, compare=False, repr=False)
 
-    @property
+    @cached_property
     def raw(self) -> str:
         return f"{self.path}?{self.query}" if self.query else self.path
 
-    @property
+    @cached_property
     def is_upload(self) -> bool:
         return self.path.startswith("/upload/")
 
-    @property
+    @cached_property
     def method(self) -> str | None:
         """The `:method` of the path."""
         found = _METHOD.search(self.path)
         return found[1] if found else None
 
-    @property
+    @cached_property
     def model(self) -> str | None:
         found = _MODEL.search(self.path)
         if found is None:
@@ -76,14 +78,14 @@ class Target(NamedTuple):
         name = unquote(found[2])
         return name if found[1] == "/models/" else f"tunedModels/{name}"
 
-    @property
+    @cached_property
     def ours(self) -> bool:
         """Whether the target alone says that it is Gemini's, and no OpenAI client's."""
         if self.says_gemini or self.method is not None:
             return True
         return bool(self.version) and not (self.version == "v1" and self.path.startswith("/v1/"))
 
-    @property
+    @cached_property
     def named(self) -> str | None:
         """The resource that the path names."""
         return in_path(self.path)
@@ -97,6 +99,12 @@ class Target(NamedTuple):
 
     def effect(self, method: str) -> Effect:
         """What a request with this HTTP method does to resources."""
+        known = self._effects.get(method)
+        if known is None:
+            known = self._effects[method] = self._effect(method)
+        return known
+
+    def _effect(self, method: str) -> Effect:
         named = self.named
         match method:
             case "GET":
@@ -113,7 +121,7 @@ class Target(NamedTuple):
             case _:
                 return Effect.NONE
 
-    @property
+    @cached_property
     def _collection(self) -> str:
         segments = self.path.split("/")
         return segments[2 if self.version else 1].partition(":")[0]

@@ -35,6 +35,9 @@ REQUEST_DROP = (
 RESPONSE_DROP = frozenset({"set-cookie", "alt-svc", "strict-transport-security"})
 """What of an upstream's answer would speak for our own origin."""
 
+MOST_NAMES = 2048
+"""Spellings of field names about which a decision is remembered; callers choose them."""
+
 _SECONDS = re.compile(r"[0-9]{1,18}(?:\.[0-9]{1,18})?")
 
 
@@ -44,24 +47,37 @@ def end_to_end(headers: Iterable[tuple[str, str]], drop: frozenset[str]) -> list
     Left out are hop-by-hop fields, those that a Connection field names, and those in `drop`: names in lower case, and
     prefixes, which end in a hyphen.
     """
-    prefixes = _prefixes(drop)
+    known = _decided(drop)
     kept = []
     named: set[str] | None = None
     for field in headers:
-        name = field[0].lower()
-        if name in HOP_BY_HOP:
-            if name == "connection":
-                named = _named(field[1], named)
-        elif name not in drop and not name.startswith(prefixes):
+        name = field[0]
+        keep = known.get(name)
+        if keep is None:
+            keep = _decide(name, drop, known)
+        if keep:
             kept.append(field)
+        elif len(name) == len("connection") and name.lower() == "connection":
+            named = _named(field[1], named)
     if named:
         return [field for field in kept if field[0].lower() not in named]
     return kept
 
 
 @lru_cache(maxsize=64)
-def _prefixes(drop: frozenset[str]) -> tuple[str, ...]:
-    return tuple(name for name in drop if name.endswith("-"))
+def _decided(drop: frozenset[str]) -> dict[str, bool]:
+    """Whether a field travels on, by its name as it was spelled: the same few come again and again."""
+    return {}
+
+
+def _decide(name: str, drop: frozenset[str], known: dict[str, bool]) -> bool:
+    lower = name.lower()
+    prefixes = tuple(each for each in drop if each.endswith("-"))
+    keep = not (lower in HOP_BY_HOP or lower in drop or lower.startswith(prefixes))
+    if len(known) >= MOST_NAMES:
+        known.clear()
+    known[name] = keep
+    return keep
 
 
 def _named(connection: str, known: set[str] | None) -> set[str] | None:

@@ -48,6 +48,7 @@ _NAME = re.compile(
     rf"((?:models/[\w.-]{{1,128}}/operations|[A-Za-z][A-Za-z0-9_]{{0,63}})/{_ID}(?:/[^\s\"\\?#:]{{1,512}})?){_METHOD}"
 )
 _URI = re.compile(r"https?://[^/\s\"\\]{1,255}/(?:(?:upload|download)/)?(?:v1\w*/)?(\S{1,2000})", re.IGNORECASE)
+_ESCAPES = re.compile(rb"\\(?:/|u00)")
 _ESCAPED = re.compile(
     rb"\\u00(2[dDeEfF]|3[0-9aA]|4[1-9a-fA-F]|5[0-9aAfF]|6[1-9a-fA-F]|7[0-9aA])"  # letters, digits and - . / : _
 )
@@ -122,11 +123,13 @@ class Scanner:
     """Finds resources in JSON bodies. `hosts`: those whose URIs count; `learn()` adds collections met in answers."""
 
     def __init__(self, hosts: Iterable[str] = (GOOGLE_HOST,)) -> None:
-        self._hosts = "|".join(re.escape(host) for host in dict.fromkeys((GOOGLE_HOST, *hosts)))
+        known = dict.fromkeys((GOOGLE_HOST, *hosts))
+        self._hosts = "|".join(re.escape(host) for host in known)
+        self._marks = [f"://{host}".encode() for host in known]
         self._collections = [*COLLECTIONS, "models"]
         self._whole = self._pattern()
         self._text = re.compile(
-            rf"://(?i:{self._hosts})(?::\d+)?/(?:(?:upload|download)/)?(?:v1\w*/)?(files/{_ID})(?=[^\w-])".encode()
+            rf"://(?:{self._hosts})(?::\d+)?/(?:(?:upload|download)/)?(?:v1\w*/)?(files/{_ID})(?=[^\w-])".encode()
         )
 
     def _pattern(self) -> re.Pattern[bytes]:
@@ -161,17 +164,15 @@ class Scanner:
         return Mentions(roots, [root for root in last if root not in roots], crowded=len(named) > MOST_NAMED)
 
     def _look(self, window: bytes, first: bool, named: dict[bytes, str | None], attracting: dict[bytes, None]) -> None:
-        if b"\\/" in window:
-            window = window.replace(b"\\/", b"/")
-        if b"\\u00" in window:
-            window = _ESCAPED.sub(lambda found: bytes([int(found[1], 16)]), window)
+        if _ESCAPES.search(window) is not None:
+            window = _ESCAPED.sub(lambda found: bytes([int(found[1], 16)]), window.replace(b"\\/", b"/"))
         for found in self._whole.finditer(window):
             # What begins a later window was seen in the one before, together with what stands in front of it.
             if found[1] not in named and (first or found.start() > 0):
                 named[found[1]] = root_of(found[1].decode("utf-8", "replace"))
                 if len(named) > MOST_NAMED:
                     return
-        if b"://" in window:
+        if any(host in window for host in self._marks):
             for found in deque(self._text.finditer(window), _MOST_ATTRACTING):
                 attracting.pop(found[1], None)
                 attracting[found[1]] = None

@@ -22,7 +22,7 @@ from pathlib import Path
 from tests.clients.matrix import NODE, ROWS, Environment
 
 CACHE = Path(__file__).parents[2] / ".cache" / "clients"
-NODE_HOME = CACHE / NODE.replace("==", "-")
+_NODE = Environment(NODE.replace("==", "-"), "python", (NODE,))
 PATIENCE = 600.0
 """Seconds for one installation."""
 _STAMP = "installed.json"
@@ -41,9 +41,9 @@ def required(environment: Environment) -> None:
             if shutil.which(program) is None:
                 raise NotInstalled(f"there is no {program} on PATH")
         return
-    folder = CACHE / environment.name
-    if _stamp(folder) == _wanted(environment):
+    if _there(environment):
         return
+    folder = CACHE / environment.name
     with contextlib.suppress(OSError):
         raise NotInstalled((folder / _WHY).read_text(encoding="utf-8"))
     raise NotInstalled("not installed: make clients")
@@ -55,7 +55,7 @@ def python_of(environment: Environment) -> Path:
 
 def node() -> Path:
     """The interpreter of all environments of kind node."""
-    return NODE_HOME / _BIN / "node"
+    return CACHE / _NODE.name / _BIN / "node"
 
 
 def all_environments() -> list[Environment]:
@@ -69,7 +69,7 @@ def install(environment: Environment) -> str:
         return _checked(environment)
     folder = CACHE / environment.name
     with _locked(folder):
-        if _stamp(folder) == _wanted(environment):
+        if _there(environment):
             return f"{environment.name}: there"
         began = time.monotonic()
         shutil.rmtree(folder, ignore_errors=True)
@@ -101,21 +101,17 @@ def _install_python(folder: Path, packages: tuple[str, ...]) -> None:
 def _install_node(folder: Path, packages: tuple[str, ...]) -> None:
     _need_node()
     (folder / "package.json").write_text('{"private": true, "type": "module"}', encoding="utf-8")
-    npm = (str(NODE_HOME / _BIN / "npm"), "install", "--no-audit", "--no-fund", "--ignore-scripts", "--loglevel=error")
-    _run(*npm, "--prefer-offline", *packages, cwd=folder, env=os.environ | {"PATH": _path_with_node()})
+    options = ("--no-audit", "--no-fund", "--ignore-scripts", "--loglevel=error", "--prefer-offline")
+    path = f"{node().parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    _run(str(node().parent / "npm"), "install", *options, *packages, cwd=folder, env=os.environ | {"PATH": path})
 
 
 def _need_node() -> None:
-    environment = Environment(NODE_HOME.name, "python", (NODE,))
-    said = install(environment)
+    said = install(_NODE)
     try:
-        required(environment)
+        required(_NODE)
     except NotInstalled:
         raise NotInstalled(said) from None
-
-
-def _path_with_node() -> str:
-    return f"{NODE_HOME / _BIN}{os.pathsep}{os.environ.get('PATH', '')}"
 
 
 def _run(*command: str, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> None:
@@ -127,6 +123,13 @@ def _reason(failed: Exception) -> str:
     said = getattr(failed, "stderr", None) or str(failed)
     lines = [line.strip() for line in str(said).splitlines() if line.strip()]
     return (lines[-1] if lines else type(failed).__name__)[:300]
+
+
+def _there(environment: Environment) -> bool:
+    """Whether its installation was finished and is of what the matrix says now."""
+    if _stamp(CACHE / environment.name) != _wanted(environment):
+        return False
+    return environment.kind != "node" or _there(_NODE)
 
 
 def _wanted(environment: Environment) -> list[str]:

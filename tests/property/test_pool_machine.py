@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from balancer.keypool.cooldown import ESCALATION_MEMORY
 from balancer.keypool.pool import KeyPool, Lease, NoKey, Wait
 from balancer.keypool.quota import quota_day
 from balancer.model import Disable, Judgement, Key, Rest, Scope, Verdict
@@ -34,7 +35,7 @@ UNIVERSE = [
     [Key("d", rpm=2, concurrency=2), Key("d", rpd=4)],
     [Key("e", tpm=50), Key("e", concurrency=1, project="Q")],
 ]
-MODELS = st.sampled_from(["m", "m", "m", "n", None])
+MODELS = st.sampled_from(["m", "m", "m", "m", "n", None])
 KEYS = st.lists(st.sampled_from(range(5)), min_size=1, max_size=5, unique=True).flatmap(
     lambda chosen: st.tuples(*(st.sampled_from(UNIVERSE[number]) for number in chosen))
 )
@@ -129,11 +130,17 @@ class PoolMachine(RuleBasedStateMachine):
         self.leases: list[tuple[Lease, Simple, list[float]]] = []
         self.refusals: dict[str, dict[str, tuple[float, Simple]]] = {}
         self.backoff: dict[str, Any] | None = None
+        self.wakes = 0
+        self.promise: tuple[int, float, dict[str, Any]] = (-1, 0.0, {})
 
     @initialize(keys=KEYS)
     def begin(self, keys: tuple[Key, ...]) -> None:
         self.pool = KeyPool("u", keys, self.clock)
+        self.pool.subscribe(self.woken)
         self.keys = {key.fingerprint: Simple(key) for key in keys}
+
+    def woken(self) -> None:
+        self.wakes += 1
 
     # What the simple pool knows
 
@@ -209,6 +216,7 @@ class PoolMachine(RuleBasedStateMachine):
             case Wait(until):
                 self.check_wait(until, how["model"], how["owner"], how["tokens"])
                 assert self.pool.lease(**how) == said, "asking changes nothing"
+                self.promise = (self.wakes, math.inf if until is None else until, how)
                 if patient and until is not None:
                     self.clock.advance(math.ceil((until - self.now()) / TICK) * TICK)
                     then = self.pool.lease(**how)
@@ -304,6 +312,9 @@ class PoolMachine(RuleBasedStateMachine):
             said = Said(self.now() + rest.seconds, kind=kind)
         else:
             last = max((at for at, _ in subject.since), default=0.0)
+            ends = [max(each.until, self.now() + each.day_end - self.clock.wall()) for each in subject.said]
+            if self.now() >= max(ends, default=0.0) + ESCALATION_MEMORY:
+                subject.step = 0
             subject.step += not subject.step or lease.started > last
             said = Said(self.now() + min(rest.cap, rest.first * 2 ** (subject.step - 1)))
         subject.said.append(said)
@@ -381,14 +392,16 @@ class PoolMachine(RuleBasedStateMachine):
         groups = {each.group for each in kept.values()} | {"key " + fingerprint for fingerprint in kept}
         self.subjects = {name: subject for name, subject in self.subjects.items() if name[0] in groups}
 
-    @rule(model=MODELS, judgement=JUDGEMENTS, again=st.integers(1, 3))
-    def ask(self, model: str | None, judgement: Judgement, again: int) -> None:
-        """Keys in a row get the same answer."""
-        for _ in range(again):
-            before = len(self.leases)
+    @rule(model=MODELS, judgements=st.lists(JUDGEMENTS, min_size=1, max_size=3), together=st.booleans())
+    def ask(self, model: str | None, judgements: list[Judgement], together: bool) -> None:
+        """Some requests in a row, or on their way together."""
+        before = len(self.leases)
+        for judgement in judgements:
             self.lease(patient=True, model=model, owner=None, prefer=None, avoid=set(), tokens=5)
-            if len(self.leases) > before:
+            if not together and len(self.leases) > before:
                 self.end(before, judgement, None)
+        for judgement in judgements[: len(self.leases) - before]:
+            self.end(before, judgement, None)
 
     @rule(seconds=st.sampled_from([TICK, 1.0, 2.0, 10.0, 59.0, 61.0, 3600.0, 50000.0]))
     def advance(self, seconds: float) -> None:
@@ -443,6 +456,12 @@ class PoolMachine(RuleBasedStateMachine):
         assert self.pool.next_probe() == min(pending, default=None)
         held = self.backoff is not None and self.now() < self.backoff["until"]
         assert (snapshot.backoff_until_wall is not None) == held
+
+    @invariant()
+    def nothing_is_ready_earlier_than_told_unless_subscribers_heard_of_it(self) -> None:
+        wakes, until, how = self.promise
+        if wakes == self.wakes and self.now() < until:
+            assert isinstance(self.pool.lease(**how), Wait | NoKey)
 
     def teardown(self) -> None:
         if not hasattr(self, "pool"):
