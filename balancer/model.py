@@ -210,7 +210,7 @@ class Record:
     """The connection is to be closed after this answer (drain)."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Outbound:
     """One upstream request but for its body. `url` is absolute and already percent-encoded; it never holds a key."""
 

@@ -35,6 +35,8 @@ log = structlog.get_logger()
 INTERRUPT_DRAIN = 5.0
 """Seconds of drain after Ctrl-C on a terminal: somebody is waiting for the prompt."""
 STAND_IN_KEYS = ("stand-in-key-1", "stand-in-key-2", "stand-in-key-3")
+ACCESS_FLUSH = 0.05
+"""Seconds that an access line may wait to be written with others: a system call for each would cost more than the line."""
 WATCH_EVERY = 2.0
 """Seconds between two looks at the configuration file."""
 
@@ -137,6 +139,8 @@ async def running(settings: Settings, clock: Clock | None = None) -> AsyncIterat
     logs = observe_logs.configure(logging.level, logging.format, file, Redactor(settings.secret_texts()))
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(logs.close)
+        loop = asyncio.get_running_loop()
+        logs.later = lambda flush: loop.call_later(ACCESS_FLUSH, flush)
         runtime = Runtime(logs, clock)
         runtime.apply(settings)
         stack.push_async_callback(runtime.close)

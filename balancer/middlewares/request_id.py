@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Callable, Sequence
+from itertools import count
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
@@ -16,9 +17,13 @@ from balancer.web import RECORD, SURFACE, Surface
 _USABLE = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
 
+_PROCESS = secrets.token_hex(5)
+_numbers = count()
+
+
 def new_id() -> str:
-    """16 hex digits: unique among the requests that one log holds."""
-    return secrets.token_hex(8)
+    """10 random hex digits of this process, and a number: unique among the requests that one log holds."""
+    return f"{_PROCESS}{next(_numbers):06x}"
 
 
 def request_id(clock: Clock, surfaces: Callable[[], Sequence[Surface]]) -> Middleware:

@@ -68,6 +68,9 @@ class Logs:
         self._mask = redactor.text
         self._console = console
         self._level = logging.INFO
+        self._waiting: list[bytes] = []
+        self.later: Callable[[Callable[[], None]], object] | None = None
+        """Runs something in a moment. With it, the access lines of that moment are written together; events never wait."""
 
     @property
     def dropped(self) -> int:
@@ -88,6 +91,7 @@ class Logs:
 
     def reopen(self) -> None:
         """Go on in a new file of the same name, after the old one was moved away. Keeps the old one if that fails."""
+        self.flush()
         try:
             self._sink.reopen()
         except OSError as failed:
@@ -95,7 +99,14 @@ class Logs:
 
     def close(self) -> None:
         """Close the log file; what is logged from then on is dropped. A stream stays open."""
+        self.flush()
         self._sink.close()
+
+    def flush(self) -> None:
+        """Write the access lines that wait."""
+        if self._waiting:
+            lines, self._waiting = b"".join(self._waiting), []
+            self._sink.write(lines)
 
     def access(self, fields: Mapping[str, Any]) -> None:
         """Write the line of one request."""
@@ -108,12 +119,19 @@ class Logs:
                 value = line.get(name)
                 if value is not None:
                     line[name] = mask(value)
-            self._sink.write(_access_console(line) if self._console else _json(line))
+            data = _access_console(line) if self._console else _json(line)
+            if self.later is None or self._console:
+                self._sink.write(data)
+                return
+            if not self._waiting:
+                self.later(self.flush)
+            self._waiting.append(data)
         except Exception:
             self._sink.dropped += 1
 
     def event(self, level: str, event: str, fields: Mapping[str, Any]) -> None:
         """Write one event, whatever the level that is set."""
+        self.flush()
         self._sink.write(self._render({"level": level, "event": event, **fields}))
 
     def accepts(self, level: int) -> bool:
@@ -121,6 +139,7 @@ class Logs:
 
     def _process(self, _: Any, method: str, event: Event) -> bytes:
         """The last processor of structlog: its result is what the sink's method is called with."""
+        self.flush()
         event["level"] = method
         return self._render(event)
 

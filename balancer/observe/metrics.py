@@ -14,7 +14,6 @@ from http import HTTPStatus
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
-
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
     from prometheus_client.registry import CollectorRegistry
@@ -130,7 +129,9 @@ class Metrics:
         yield histogram("balancer_first_byte_seconds", "Time to the first byte of the answer.", self._first_byte)
         yield histogram("balancer_overhead_seconds", "The proxy's own part of that time.", self._overhead)
         keys = GaugeMetricFamily("balancer_keys", "Keys by state.", labels=("upstream", "state"))
-        attempts = CounterMetricFamily("balancer_attempts", "Requests sent to upstreams.", labels=("upstream", "verdict"))
+        attempts = CounterMetricFamily(
+            "balancer_attempts", "Requests sent to upstreams.", labels=("upstream", "verdict")
+        )
         for upstream, states, verdicts in pools():
             for state, count in states.items():
                 keys.add_metric((upstream, state), count)

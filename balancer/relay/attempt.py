@@ -39,7 +39,7 @@ async def attempt(exchange: Exchange, lease: Lease) -> Failure | None:
     now = exchange.now()
     remaining = None if call.deadline is None else call.deadline - now
     try:
-        async with Watchdog(upstream.timeouts, remaining, now - record.started) as watchdog:
+        with Watchdog(upstream.timeouts, remaining, now - record.started) as watchdog:
             answer = await _ask(exchange, lease, watchdog)
             try:
                 refusal = await _refusal(exchange, answer, watchdog)

@@ -64,13 +64,14 @@ async def _pinned(exchange: Exchange, leased: Lease) -> bool:
     """Whether the session may use this key: False if another call of it was quicker and has bound it to another."""
     call, want, pool = exchange.call, exchange.want, exchange.upstream.pool
     owner = pool.owner_of(leased.key.fingerprint)
+    known = want.pin
     pinned = await exchange.rooms.affinity.pin(want, owner)
     pinned = Pin(pool.owner_now(pinned.owner), pinned.hard)
     if pinned.owner != owner:
         pool.report(leased, GONE)
         want.prefer, want.pin = pinned.owner, pinned
         return False
-    if call.session is not None and want.pin is not None and want.pin.owner == owner:
+    if call.session is not None and known is not None and known.owner == owner:
         log.info(f"Reusing API key for session {call.session}", key=leased.key.fingerprint, client=call.client.name)
     return True
 

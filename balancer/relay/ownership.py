@@ -114,7 +114,7 @@ async def _has(upstream: Upstream, owner: str, question: Call) -> bool | Open | 
 async def _ask(upstream: Upstream, owner: str, question: Call, lease: Lease) -> bool | Open | None:
     judgement = Judgement(Verdict.UPSTREAM, "owner search")
     try:
-        async with Watchdog(SEARCH_TIMEOUTS) as watchdog:
+        with Watchdog(SEARCH_TIMEOUTS) as watchdog:
             answer = await upstream.transport.send(upstream.kind.prepare(question, lease.key), None, None)
             try:
                 if answer.status < 300:

@@ -37,7 +37,7 @@ async def probe(upstream: Upstream, key: Key) -> Judgement:
     """What a free call says of a key."""
     call = upstream.kind.probe()
     try:
-        async with Watchdog(PROBE_TIMEOUTS) as watchdog:
+        with Watchdog(PROBE_TIMEOUTS) as watchdog:
             answer = await upstream.transport.send(upstream.kind.prepare(call, key), None, None)
             try:
                 body = await answer.gather(ERROR_BODY_LIMIT, watchdog)

@@ -102,6 +102,7 @@ class Body:
                 break
             self.size += len(piece)
             self._pieces.append(piece)
+            self.complete = self.size == self.length
             if not self._budget.take(len(piece)):
                 break
             self._taken += len(piece)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import ssl
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import Protocol
 
@@ -113,7 +114,7 @@ class HttpTransport:
         """Must be made inside the running loop. Raises OSError, ssl.SSLError if `ca_file` cannot be read."""
         self._loop = asyncio.get_running_loop()
         context: bool | ssl.SSLContext = ssl.create_default_context(cafile=ca_file) if ca_file else True
-        self._connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=60, keepalive_timeout=POOL_IDLE, ssl=context)
+        self._connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=60, force_close=True, ssl=context)
         self._connector._factory = functools.partial(_Connection, loop=self._loop)  # type: ignore[assignment]
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout)
         url = URL(base_url)
@@ -124,6 +125,8 @@ class HttpTransport:
             "GET", url.origin(), loop=self._loop, proxy=URL(proxy) if proxy is not None else None
         )
         """What the connector is told of where to go; never sent itself."""
+        self._idle: deque[tuple[Connection, float]] = deque()
+        """Connections to use again, and since when they idle; the longest idle first."""
         self._busy = 0
         self._retired = False
         self._closing: asyncio.Future[None] | None = None
@@ -134,7 +137,7 @@ class HttpTransport:
         self._busy += 1
         answer: HttpAnswer | None = None
         try:
-            connection = await self._connector.connect(self._way, [], self._timeout)
+            connection = self._reusable() or await self._connector.connect(self._way, [], self._timeout)
             answer = HttpAnswer(connection, self._done)
             await answer.ask(outbound.method, self._head(outbound, content, length), content, length)
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.ClientHttpProxyError) as broken:
@@ -170,7 +173,23 @@ class HttpTransport:
         lines.append("\r\n")
         return "\r\n".join(lines).encode("utf-8", "surrogateescape")
 
-    def _done(self) -> None:
+    def _reusable(self) -> Connection | None:
+        """The connection that was used last, if it can be used again; those that have idled too long are closed."""
+        idle, oldest = self._idle, self._loop.time() - POOL_IDLE
+        while idle and idle[0][1] < oldest:
+            idle.popleft()[0].close()
+        while idle:
+            connection, _ = idle.pop()
+            protocol = connection.protocol
+            if protocol is not None and protocol.is_connected() and not protocol.should_close:
+                return connection
+            connection.close()
+        return None
+
+    def _done(self, connection: Connection | None = None) -> None:
+        """One request less; `connection` is the one that it leaves usable."""
+        if connection is not None:
+            self._idle.append((connection, self._loop.time()))
         self._busy -= 1
         if self._retired and not self._busy:
             self._closing = asyncio.ensure_future(self.close())
@@ -181,17 +200,19 @@ class HttpTransport:
         self._done()
 
     async def close(self) -> None:
+        while self._idle:
+            self._idle.pop()[0].close()
         await self._connector.close()
 
 
 class HttpAnswer:
-    """Answer on one of the connector's connections, which goes back to the pool once everything was read and sent."""
+    """Answer on one connection, which is handed back to its transport if everything was read and sent."""
 
     __slots__ = ("_connection", "_content", "_done", "_upload", "headers", "reason", "status")
 
-    def __init__(self, connection: Connection, done: Callable[[], None]) -> None:
+    def __init__(self, connection: Connection, done: Callable[[Connection | None], None]) -> None:
         self._connection = connection
-        self._done: Callable[[], None] | None = done
+        self._done: Callable[[Connection | None], None] | None = done
         self._upload: asyncio.Task[None] | None = None
         self._content: StreamReader
         self.status = 0
@@ -257,11 +278,13 @@ class HttpAnswer:
         sent = self._upload is None or self._upload.done()
         if not sent and self._upload is not None:
             self._upload.cancel()
-        if sent and self.status and self._content.is_eof():
-            self._connection.release()
+        protocol = self._connection.protocol
+        whole = sent and self.status and self._content.is_eof()
+        if whole and protocol is not None and protocol.is_connected() and not protocol.should_close:
+            done(self._connection)
         else:
             self._connection.close()
-        done()
+            done(None)
 
 
 async def _send(content: AsyncIterator[bytes], protocol: ResponseHandler, *, chunked: bool) -> None:

@@ -43,6 +43,12 @@ def _limits(timeouts: Timeouts) -> tuple[dict[Phase, float | None], float]:
     return limits, min((limit for limit in limits.values() if limit is not None), default=_NEVER)
 
 
+def _current_task() -> asyncio.Task[object]:
+    task = asyncio.current_task()
+    assert task is not None
+    return task
+
+
 class Watchdog:
     """Ends its block with FirstByteTimeout, AnswerCut or ClientStalled when the present wait lasts too long.
 
@@ -50,7 +56,19 @@ class Watchdog:
     what of `timeouts.total`, which ends everything, is already gone.
     """
 
-    __slots__ = ("_deadline", "_end", "_handle", "_limits", "_loop", "_phase", "_scope", "_shortest", "_since")
+    __slots__ = (
+        "_cancelling",
+        "_deadline",
+        "_end",
+        "_expired",
+        "_handle",
+        "_limits",
+        "_loop",
+        "_phase",
+        "_shortest",
+        "_since",
+        "_task",
+    )
 
     def __init__(self, timeouts: Timeouts, remaining: float | None = None, spent: float = 0.0) -> None:
         self._loop = asyncio.get_running_loop()
@@ -59,7 +77,9 @@ class Watchdog:
         self._since = now = self._loop.time()
         self._deadline = None if remaining is None else now + remaining
         self._end = None if timeouts.total is None else now + timeouts.total - spent
-        self._scope = asyncio.timeout(None)
+        self._task = _current_task()
+        self._cancelling = 0
+        self._expired = False
         self._handle: asyncio.TimerHandle | None = None
 
     def phase(self, phase: Phase) -> None:
@@ -67,20 +87,19 @@ class Watchdog:
         self._phase = phase
         self._since = self._loop.time()
 
-    async def __aenter__(self) -> Watchdog:
-        await self._scope.__aenter__()
+    def __enter__(self) -> Watchdog:
+        self._cancelling = self._task.cancelling()
         self._arm()
         return self
 
-    async def __aexit__(
+    def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._handle is not None:
             self._handle.cancel()
-        try:
-            await self._scope.__aexit__(kind, value, trace)
-        except TimeoutError as expired:
-            raise self._verdict() from expired
+        # As asyncio.timeout does it: a cancellation is ours if we asked for it and nobody else has.
+        if self._expired and self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
+            raise self._verdict() from value
 
     def _verdict(self) -> Exception:
         match self._phase:
@@ -113,6 +132,7 @@ class Watchdog:
         due = self._due()
         if due is not None and due <= self._loop.time():
             self._handle = None
-            self._scope.reschedule(self._loop.time())
+            self._expired = True
+            self._task.cancel()
         else:
             self._arm()

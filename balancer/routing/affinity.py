@@ -160,8 +160,11 @@ class Affinity:
         if want.handle is None:
             return Pin(owner)
         if want.pin is None:
-            pinned = await self._pins.claim(want.handle, Pin(owner), self._session_ttl)
-            return pinned if want.owner is None and want.prefer is None else Pin(owner)
+            want.pin = await self._pins.claim(want.handle, Pin(owner), self._session_ttl)
+            if want.owner is not None or want.prefer is not None:
+                return Pin(owner)
+            want.prefer = want.pin.owner
+            return want.pin
         if want.owner is None and want.prefer == want.pin.owner != owner:
             await self._pins.put(want.handle, Pin(owner), self._session_ttl)
         return Pin(owner)

@@ -23,7 +23,7 @@ _BARE = re.compile(r"/(?:upload/)?(?:models|tunedModels|files|cachedContents|bat
 _OPENAI = re.compile(r"/v1\w*/openai(?:/.*)?")
 _MODEL = re.compile(r"(/(?:tunedM|m)odels/)([^/:]+)")
 _METHOD = re.compile(r"[^/]:([A-Za-z]+)$")
-_TRAVERSAL = re.compile(r"(?:^|/)(?:\.|%2e){1,2}(?:/|$)|\\|%5c|%00|[\x00-\x20\x7f]", re.IGNORECASE)
+_TRAVERSAL = re.compile(r"(?:^|/|%2f)(?:\.|%2e){1,2}(?:/|%2f|$)|\\|%5c|%00|[\x00-\x20\x7f]", re.IGNORECASE)
 
 _REPEATABLE = frozenset(
     {"generateContent", "streamGenerateContent", "countTokens", "embedContent", "batchEmbedContents"}

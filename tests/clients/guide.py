@@ -43,7 +43,8 @@ _CALLS = """\
 ## The calls
 
 Calls that Google offers on another of its products only, or not in that version, are "not in this SDK". A file search store and
-the files that are imported into it are made in one session. Lists show what one key has.
+the files that are imported into it are made in one session. Lists show what one key has. pydantic-ai in this version, with
+google-genai 2.34.0, sends two User-Agent lines, which strict servers refuse; here they are made one.
 """
 
 

@@ -19,7 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from balancer.keypool.cooldown import ESCALATION_MEMORY
 from balancer.keypool.pool import KeyPool, Lease, NoKey, Wait
-from balancer.keypool.quota import quota_day
+from balancer.keypool.quota import CALENDAR_SLACK, quota_day
 from balancer.model import Disable, Judgement, Key, Rest, Scope, Verdict
 from tests.fakes import FakeClock
 
@@ -160,21 +160,22 @@ class PoolMachine(RuleBasedStateMachine):
                     ends.append(self.now() + said.day_end - self.clock.wall())
         return max(ends)
 
-    def within(self, simple: Simple, tokens: int, *, window: float = 60.0, slack: float = 0.0) -> bool:
-        """Whether the declared limits admit a request."""
+    def within(self, simple: Simple, tokens: int, *, window: float) -> bool:
+        """Whether the declared limits admit a request; a window of more than 60 s: whether the real pool must say so too."""
         key, now = simple.key, self.now()
         recent = [each for each in simple.spent if each[0] + window > now]
         used = sum(each[1] for each in recent)
-        self.roll(simple, slack)
+        self.roll(simple)
+        young = window > 60 and self.clock.wall() < simple.day[0] + 2 * CALENDAR_SLACK
         return not (
             (key.rpm is not None and len([each for each in recent if not each[2]]) >= key.rpm)
             or (key.tpm is not None and used > 0 and (used >= key.tpm or used + tokens > key.tpm))
-            or (key.rpd is not None and simple.today >= key.rpd)
+            or (key.rpd is not None and (young or simple.today >= key.rpd))
             or (key.concurrency is not None and simple.in_flight >= key.concurrency)
         )
 
-    def roll(self, simple: Simple, slack: float = 0.0) -> None:
-        wall = self.clock.wall() - slack
+    def roll(self, simple: Simple) -> None:
+        wall = self.clock.wall()
         if simple.key.rpd is not None and not simple.day[0] <= wall < simple.day[1]:
             if wall >= simple.day[1]:
                 simple.today = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -65,6 +66,8 @@ class Caller:
 
     async def send(self, method: str, url: str, headers: Mapping[str, str], data: Any = None) -> Answer:
         """Exactly this, without a credential."""
+        if isinstance(data, bytes) and len(data) > 1 << 18:
+            data = io.BytesIO(data)
         async with self.http.request(
             method, url, headers=headers, data=data, allow_redirects=False, skip_auto_headers=("Content-Type",)
         ) as answer:
@@ -97,9 +100,11 @@ class Caller:
         name: str = answer.json["name"]
         return name
 
-    async def start(self, about: Any = None, path: str = FILES, size: int | None = None, **headers: str) -> Answer:
+    async def start(
+        self, about: Any = None, path: str = FILES, size: int | None = None, headers: Mapping[str, str] | None = None
+    ) -> Answer:
         """Begin a resumable upload."""
-        fields = {"X-Goog-Upload-Protocol": "resumable", "X-Goog-Upload-Command": "start", **headers}
+        fields = {"X-Goog-Upload-Protocol": "resumable", "X-Goog-Upload-Command": "start", **(headers or {})}
         if size is not None:
             fields["X-Goog-Upload-Header-Content-Length"] = str(size)
         return await self.call("POST", path, about or {"file": {"mimeType": "text/plain"}}, fields)

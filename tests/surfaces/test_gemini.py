@@ -162,7 +162,7 @@ REFUSED: dict[str, tuple[str, int]] = {
     "another scheme": ("GET gopher://evil.example/v1beta/models", 404),
     "no path": ("GET http://evil.example", 404),
     "authority form": ("CONNECT evil.example:443", 404),
-    "a tunnel to a path": ("CONNECT /v1beta/models", 404),
+    "a tunnel to a path": ("CONNECT /v1beta/models", 405),
     "asterisk form": ("OPTIONS *", 404),
     "authority form of another method": ("GET evil.example:443", 400),
     "a broken authority": ("GET http://[/v1beta/models", 400),
@@ -517,7 +517,7 @@ async def test_calls_go_to_the_keys_in_turn() -> None:
 async def test_the_public_pages_need_nothing_and_tell_nothing() -> None:
     async with raw_upstream(serving(lambda peer, seen: peer.answer())) as upstream:
         async with proxying(upstream.url, auth={"tokens": "team=the-right-token"}) as proxy, ClientSession() as client:
-            for path, said in (("/healthz", "ok"), ("/readyz", "ready")):
+            for path, said in (("/healthz", "ok"), ("/readyz", "ready"), ("/readyz?verbose=1", "ready")):
                 async with client.get(proxy.url + path) as response:
                     assert response.status == 200
                     assert await response.json() == {"status": said}

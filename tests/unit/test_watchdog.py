@@ -24,7 +24,7 @@ async def waiting(
     timeouts: Timeouts, *phases: Phase, remaining: float | None = None, spent: float = 0.0, pause: float = 0.0
 ) -> None:
     """Goes through these phases, with a pause behind each but the last, and then waits forever."""
-    async with Watchdog(timeouts, remaining, spent) as watchdog:
+    with Watchdog(timeouts, remaining, spent) as watchdog:
         for number, phase in enumerate(phases, 1):
             watchdog.phase(phase)
             if number < len(phases):
@@ -84,7 +84,7 @@ async def test_the_callers_patience_ends_the_wait_for_the_first_byte(phase: Phas
 
 @pytest.mark.parametrize("phase", [Phase.IDLE, Phase.CLIENT])
 async def test_the_callers_patience_ends_nothing_after_the_first_byte(phase: Phase) -> None:
-    async with Watchdog(Timeouts(first_byte=LATER, idle=LATER), remaining=SOON) as watchdog:
+    with Watchdog(Timeouts(first_byte=LATER, idle=LATER), remaining=SOON) as watchdog:
         watchdog.phase(phase)
         await passing(3 * SOON)
 
@@ -96,7 +96,7 @@ async def test_patience_that_is_over_ends_at_once(remaining: float) -> None:
 
 
 async def test_signs_of_life_keep_it_quiet_for_longer_than_any_limit() -> None:
-    async with Watchdog(Timeouts(first_byte=3 * SOON, idle=3 * SOON)) as watchdog:
+    with Watchdog(Timeouts(first_byte=3 * SOON, idle=3 * SOON)) as watchdog:
         for phase in (Phase.FIRST_BYTE, Phase.IDLE, Phase.IDLE, Phase.CLIENT, Phase.IDLE, Phase.CLIENT):
             watchdog.phase(phase)
             await passing(SOON)
@@ -113,13 +113,13 @@ async def test_a_wait_whose_limit_is_shorter_than_the_one_before_is_ended_by_its
 
 
 async def test_an_upload_is_not_ended_by_the_limit_of_the_first_byte() -> None:
-    async with Watchdog(Timeouts(first_byte=SOON, idle=SOON)) as watchdog:
+    with Watchdog(Timeouts(first_byte=SOON, idle=SOON)) as watchdog:
         watchdog.phase(Phase.UPLOAD)
         await passing(3 * SOON)
 
 
 async def test_with_every_limit_off_nothing_is_ended() -> None:
-    async with Watchdog(OFF) as watchdog:
+    with Watchdog(OFF) as watchdog:
         for phase in Phase:
             watchdog.phase(phase)
             await passing(SOON / 2)
@@ -129,7 +129,7 @@ async def test_a_cancellation_from_outside_stays_one() -> None:
     began = asyncio.Event()
 
     async def work() -> None:
-        async with Watchdog(Timeouts(first_byte=LATER)):
+        with Watchdog(Timeouts(first_byte=LATER)):
             began.set()
             await forever()
 
@@ -143,13 +143,13 @@ async def test_a_cancellation_from_outside_stays_one() -> None:
 @pytest.mark.parametrize("error", [ValueError("x"), AnswerCut("own"), TimeoutError("own")])
 async def test_an_error_of_the_block_passes_as_it_is(error: Exception) -> None:
     with pytest.raises(type(error)) as raised:
-        async with Watchdog(Timeouts(first_byte=LATER)):
+        with Watchdog(Timeouts(first_byte=LATER)):
             raise error
     assert raised.value is error
 
 
 async def test_it_leaves_no_timer_behind() -> None:
-    async with Watchdog(Timeouts(first_byte=SOON, idle=SOON)) as watchdog:
+    with Watchdog(Timeouts(first_byte=SOON, idle=SOON)) as watchdog:
         pass
     assert watchdog._handle is not None
     assert watchdog._handle.cancelled()
