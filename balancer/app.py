@@ -237,7 +237,7 @@ def beside_router(app: web.Application, routed: RequestHandler) -> RequestHandle
 
     async def handle(request: web.BaseRequest) -> web.StreamResponse:
         assert isinstance(request, web.Request)
-        if request.raw_path in PUBLIC_PATHS:
+        if request.raw_path.partition("?")[0] in PUBLIC_PATHS:
             return await routed(request)
         return await handler(request)
 

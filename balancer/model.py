@@ -144,7 +144,8 @@ class Call:
     it was sent once and not answered.
 
     Affinity: `names` are the resources that path and query name, `owner` is the one key owner it may go to where that is already
-    settled, `scans` says that the body may name resources, `uploads` that it begins an upload, `address` is where the client
+    settled, `scans` says that the body may name resources, `uploads` that it begins an upload or a place for
+    uploads, `address` is where the client
     calls from, `pages` that it shows a page of a list, whose next page only the same key can show. `streams`: the body is never
     kept. `rewrite` (fields, owner) exchanges fields of a good answer's head.
     """

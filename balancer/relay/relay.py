@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from urllib.parse import quote
 
 from balancer.errors import ConnectFailed, FirstByteTimeout, ProxyError, UpstreamError
 from balancer.keypool.pool import Lease, NoKey, Wait
@@ -22,7 +21,7 @@ from balancer.relay.stream import Reply
 from balancer.routing.affinity import Want
 from balancer.wire.encoding import inflate
 from balancer.wire.headers import RESPONSE_DROP, end_to_end, first
-from balancer.wire.resources import NOTHING
+from balancer.wire.resources import NOTHING, with_model
 
 _SCANNED = 32 << 20
 """Bytes behind a body's content coding that are looked through for names."""
@@ -58,8 +57,8 @@ def _route(call: Call, rooms: Rooms, record: Record) -> Upstream:
     """The upstream for the call's model; an alias becomes the model's own name, in the call and in its path."""
     choice = rooms.router.choose(call.model, call.kind, call.client)
     if call.model is not None and choice.model != call.model:
-        call.path = call.path.replace(f"/{quote(call.model)}", f"/{quote(choice.model or '')}", 1)
-        call.model = choice.model
+        call.model = choice.model or call.model
+        call.path = with_model(call.path, call.model)
     record.model, record.upstream = call.model, choice.upstream
     return rooms.upstreams[choice.upstream]
 
@@ -143,16 +142,20 @@ async def _pass_on(refusal: Refusal, exchange: Exchange) -> None:
     masked = exchange.rooms.mask(refusal.text)
     if masked is not refusal.text:
         body, drop = masked, drop | {"content-encoding", "content-length"}
-    headers = end_to_end(refusal.headers, drop)
+    headers = [(name, _masked(value, exchange)) for name, value in end_to_end(refusal.headers, drop)]
     if body and first(headers, "content-length") is None:
         headers.append(("Content-Length", str(len(body))))
     record, reply = exchange.record, exchange.reply
     record.first_byte = exchange.now()
     record.bytes_out = len(body)
     record.error = refusal.judgement.reason or None
-    await reply.start(refusal.status, refusal.reason, headers)
+    await reply.start(refusal.status, _masked(refusal.reason, exchange), headers)
     await reply.write(body)
     await reply.finish()
+
+
+def _masked(text: str, exchange: Exchange) -> str:
+    return exchange.rooms.mask(text.encode("utf-8", "surrogateescape")).decode("utf-8", "surrogateescape")
 
 
 def _failed(failure: UpstreamError, upstream: str) -> ProxyError:

@@ -43,7 +43,7 @@ class Want:
     handle: Handle | None = None
     """Where the pin hangs that this call makes or follows."""
     pin: Pin | None = None
-    """That pin as it was found. A hard one is left only when its key is gone for good."""
+    """That pin as it was found or made. A hard one is left only when its key is gone for good."""
     by_name: dict[str, str] = field(default_factory=dict)
     """Owners of the resources that it names, as far as they are known."""
 

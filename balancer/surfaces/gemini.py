@@ -142,10 +142,10 @@ class GeminiSurface:
         if "%2" in path or "/" in target.query:
             call.names += [root for root in in_query(path.partition("?")[2]) if root not in call.names]
         call.pages = target.pages(request.method)
-        if starts or call.pages:
+        call.uploads = starts or target.gathers(request.method)
+        if call.uploads or call.pages:
             call.address = client_address(request, settings.trusted_proxies)
         if starts:
-            call.uploads = True
             call.rewrite = self._rewriting(request, target, settings, client)
         else:
             call.scans = request.body_exists

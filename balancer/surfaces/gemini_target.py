@@ -23,7 +23,12 @@ _BARE = re.compile(r"/(?:upload/)?(?:models|tunedModels|files|cachedContents|bat
 _OPENAI = re.compile(r"/v1\w*/openai(?:/.*)?")
 _MODEL = re.compile(r"(/(?:tunedM|m)odels/)([^/:]+)")
 _METHOD = re.compile(r"[^/]:([A-Za-z]+)$")
-_TRAVERSAL = re.compile(r"(?:^|/|%2f)(?:\.|%2e){1,2}(?:/|%2f|$)|\\|%5c|%00|[\x00-\x20\x7f]", re.IGNORECASE)
+_FORBIDDEN = re.compile(
+    r"(?:^|/|%2f)(?:\.|%2e){1,2}(?:/|%2f|$)"  # a way up
+    r"|//|/:|%3a"  # nothing where a name belongs, or a `:` in disguise: the model could be read in two ways
+    r"|\\|%5c|%00|#|[\x00-\x20\x7f]",
+    re.IGNORECASE,
+)
 
 _REPEATABLE = frozenset(
     {"generateContent", "streamGenerateContent", "countTokens", "embedContent", "batchEmbedContents"}
@@ -94,6 +99,10 @@ class Target:
         """Whether the answer is a page of a list, be it of what everybody sees."""
         return self.effect(method) is Effect.LIST or (method == "GET" and self.path.endswith("/models"))
 
+    def gathers(self, method: str) -> bool:
+        """Whether it makes a place that files will be put into, so that they should be on one key."""
+        return method == "POST" and self._collection == "fileSearchStores" and self.named is None
+
     def repeatable(self, method: str) -> bool:
         return method in ("GET", "HEAD") or self.method in _REPEATABLE
 
@@ -136,12 +145,14 @@ def read_target(raw: str) -> Target | None:
             return None
         raw = "/" + rest.partition("/")[2]
     path, _, query = raw.partition("?")
+    if "#" in query:
+        return None
     path = "/" + path.lstrip("/")
     prefix, session = "", None
     if (found := _PREFIX.match(path)) is not None:
         prefix, session = found[0], found[1] or found[4]
         path = "/" + path[found.end() :].lstrip("/")
-    if _TRAVERSAL.search(path) or _OPENAI.fullmatch(path):
+    if _FORBIDDEN.search(path) or _OPENAI.fullmatch(path):
         return None
     versioned = _VERSIONED.fullmatch(path)
     if versioned is None and _BARE.fullmatch(path) is None:

@@ -124,7 +124,9 @@ class GeminiKind:
 
 
 def _shows_own_credential(call: Call) -> bool:
-    """Whether a credential of the caller's own travels (files:register): what is said of it is not said of the key."""
+    """Whether a credential of the caller's own travels, or had to (files:register): what is said of it is not said of the key."""
+    if call.path.partition("?")[0].endswith(":register"):
+        return True
     return any(field.lower() in _OWN_CREDENTIALS for field, _ in call.headers)
 
 

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
-from urllib.parse import parse_qsl, unquote
+from urllib.parse import parse_qsl, quote, unquote
 
 import orjson
 
@@ -52,6 +52,7 @@ _ESCAPES = re.compile(rb"\\(?:/|u00)")
 _ESCAPED = re.compile(
     rb"\\u00(2[dDeEfF]|3[0-9aA]|4[1-9a-fA-F]|5[0-9aAfF]|6[1-9a-fA-F]|7[0-9aA])"  # letters, digits and - . / : _
 )
+_MODEL_SEGMENT = re.compile(r"(/models/)[^/:?]+")
 _VERSION = re.compile(r"v1\w*")
 _MOST_COLLECTIONS = 64
 MOST_NAMED = 4096
@@ -98,6 +99,11 @@ def in_path(path: str) -> str | None:
         tail = segments[3].partition(":")[0] if len(segments) > 3 and segments[2] == "operations" else ""
         return f"models/{item}/operations/{tail}" if tail else None
     return None if collection in PUBLIC else f"{collection}/{item}"
+
+
+def with_model(path: str, model: str) -> str:
+    """The same path with another model's name in it: for aliases."""
+    return _MODEL_SEGMENT.sub(lambda found: found[1] + quote(model, safe=""), path, count=1)
 
 
 def in_query(query: str) -> list[str]:

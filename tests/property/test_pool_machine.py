@@ -281,6 +281,7 @@ class PoolMachine(RuleBasedStateMachine):
                 simple.spent.append([self.now(), tokens - counted, True])
         if judgement.project is not None and simple.key.project is None and simple.learned != judgement.project:
             self.join(simple, simple.key, judgement.project)
+            self.forget_empty_groups()
         self.learn(simple, lease, judgement)
 
     def learn(self, simple: Simple, lease: Lease, judgement: Judgement) -> None:
@@ -390,7 +391,10 @@ class PoolMachine(RuleBasedStateMachine):
             if key.rpm is key.rpd is key.tpm is key.concurrency is None:
                 simple.spent, simple.day, simple.today = [], (0.0, 0.0), 0
         self.keys = kept
-        groups = {each.group for each in kept.values()} | {"key " + fingerprint for fingerprint in kept}
+        self.forget_empty_groups()
+
+    def forget_empty_groups(self) -> None:
+        groups = {each.group for each in self.keys.values()} | {"key " + fingerprint for fingerprint in self.keys}
         self.subjects = {name: subject for name, subject in self.subjects.items() if name[0] in groups}
 
     @rule(model=MODELS, judgements=st.lists(JUDGEMENTS, min_size=1, max_size=3), together=st.booleans())

@@ -425,8 +425,16 @@ async def test_the_older_protocol_with_location_and_308_works() -> None:
         assert "balancer" not in "".join(arrival.target for arrival in here.standin.requests)
 
 
-async def test_an_upload_into_a_store_goes_to_the_store_s_key() -> None:
+async def test_a_store_and_a_file_made_without_a_session_can_be_used_together() -> None:
     async with world() as here:
+        for _ in range(3):
+            store = await here.ann.make("fileSearchStores")
+            imported = await here.ann.post(f"{store}:importFile", {"fileName": await here.ann.upload()})
+            assert imported.status == 200, imported.body
+
+
+async def test_an_upload_into_a_store_goes_to_the_store_s_key() -> None:
+    async with world(affinity={"uploads": "none"}) as here:
         for _ in range(4):
             store = await here.ann.make("fileSearchStores")
             path = f"/upload/v1beta/{store}:uploadToFileSearchStore"
