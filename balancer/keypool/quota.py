@@ -47,6 +47,11 @@ class Window:
         self._buckets: deque[_Bucket] = deque()
         self._total = 0
 
+    @property
+    def amount(self) -> int:
+        """What was counted and not forgotten yet: at least the sum of the last 60 s."""
+        return self._total
+
     def total(self, now: float) -> int:
         buckets = self._buckets
         while buckets and buckets[0].last + MINUTE <= now:
@@ -106,6 +111,10 @@ class DayCount:
         self._start = self._end = 0.0
         self.count = 0
 
+    @property
+    def ends(self) -> float:
+        return self._end
+
     def end(self, wall: float) -> float:
         """When the day ends (POSIX seconds); starts a new count if `wall` is past the day last seen."""
         if not self._start <= wall < self._end:
@@ -139,6 +148,15 @@ class Quota:
     def full(self, in_flight: int) -> bool:
         """Whether the limit of concurrent requests is reached: only the end of one changes that."""
         return bool(self.concurrency) and in_flight >= (self.concurrency or 0)
+
+    def roomy(self, tokens: int) -> bool:
+        """Whether the timed limits admit it even if nothing of what was counted is old yet: the cheap half of `back`."""
+        day = self._day
+        return (
+            (not self._rpm or self._requests.amount < self._rpm)
+            and (not self._tpm or self._tokens.amount + tokens < self._tpm)
+            and (not self._rpd or (day.count < self._rpd and self._clock.wall() < day.ends))
+        )
 
     def back(self, tokens: int, now: float) -> tuple[float, str]:
         """When the timed limits admit a request of that many tokens, and which limit says so; (`now`, "") for at once."""

@@ -103,7 +103,7 @@ class Slot:
             return True
         if now < self.shut_until or self.full:
             return False
-        if quota.back(tokens, now)[0] <= now:
+        if quota.roomy(tokens) or quota.back(tokens, now)[0] <= now:
             return True
         self.shut_until = quota.back(0, now)[0]
         return False

@@ -16,6 +16,7 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, MutableMapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
@@ -28,7 +29,8 @@ from balancer.observe.sink import Sink
 Format = Literal["auto", "console", "json"]
 Event = MutableMapping[str, Any]
 
-FREE_TEXT = ("path", "model", "error", "request_id", "method", "session")
+OFTEN = ("path", "model", "method")
+FREE_TEXT = ("error", "request_id", "session")
 """Fields of an access line whose text comes from outside; the others are words of ours."""
 
 _OPTIONS = orjson.OPT_UTC_Z | orjson.OPT_NON_STR_KEYS | orjson.OPT_APPEND_NEWLINE
@@ -65,7 +67,7 @@ class Logs:
 
     def __init__(self, sink: Sink, redactor: Redactor, *, console: bool) -> None:
         self._sink = sink
-        self._mask = redactor.text
+        self.set_redactor(redactor)
         self._console = console
         self._level = logging.INFO
         self._waiting: list[bytes] = []
@@ -78,6 +80,8 @@ class Logs:
 
     def set_redactor(self, redactor: Redactor) -> None:
         self._mask = redactor.text
+        self._mask_often = lru_cache(1024)(redactor.text)
+        """For words that come again and again."""
 
     def set_level(self, level: str) -> None:
         """debug, info, warning, error or critical. Loggers that were bound before keep the level they were bound with."""
@@ -114,7 +118,11 @@ class Logs:
             return
         try:
             line: dict[str, Any] = {"timestamp": datetime.now(UTC), "level": "info", "event": "request", **fields}
-            mask = self._mask
+            often, mask = self._mask_often, self._mask
+            for name in OFTEN:
+                value = line.get(name)
+                if value is not None:
+                    line[name] = often(value)
             for name in FREE_TEXT:
                 value = line.get(name)
                 if value is not None:

@@ -130,6 +130,8 @@ async def _refusal(exchange: Exchange, answer: Answer, watchdog: Watchdog) -> Re
 def _lesson(exchange: Exchange, lease: Lease) -> Lesson | None:
     if exchange.call.effect is Effect.NONE:
         return None
-    owner = exchange.upstream.pool.owner_of(lease.key.fingerprint)
-    rooms = exchange.rooms
-    return Lesson(exchange.call, exchange.want, exchange.upstream.name, owner, rooms.affinity, rooms.scanner)
+    pool, rooms = exchange.upstream.pool, exchange.rooms
+    owner = pool.owner_of(lease.key.fingerprint)
+    return Lesson(
+        exchange.call, exchange.want, exchange.upstream.name, owner, rooms.affinity, rooms.scanner, pool.owner_now
+    )

@@ -7,6 +7,7 @@ what other clients made is written anew, without those; and a list that cannot b
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import orjson
@@ -28,13 +29,24 @@ _UNREADABLE = frozenset({"application/x-protobuf", "application/protobuf"})
 class Lesson:
     """One answer's lesson: who asked, who answered, and where to write it down."""
 
-    def __init__(self, call: Call, want: Want, upstream: str, owner: str, affinity: Affinity, scanner: Scanner) -> None:
+    def __init__(
+        self,
+        call: Call,
+        want: Want,
+        upstream: str,
+        owner: str,
+        affinity: Affinity,
+        scanner: Scanner,
+        now_called: Callable[[str], str] = str,
+    ) -> None:
+        """`owner`: who answered, by its present name; `now_called`: the present name of any owner."""
         self._call = call
         self._want = want
         self._upstream = upstream
         self._owner = owner
         self._affinity = affinity
         self._scanner = scanner
+        self._now_called = now_called
 
     @property
     def limit(self) -> int:
@@ -102,4 +114,6 @@ class Lesson:
 
     async def _hidden(self, item: Any) -> bool:
         root = root_of(str(item.get("name", ""))) if isinstance(item, dict) else None
-        return root is not None and await self._affinity.hidden(self._call, self._upstream, root)
+        if root is None:
+            return False
+        return await self._affinity.hidden(self._call, self._upstream, root, self._owner, self._now_called)

@@ -54,10 +54,14 @@ class TokenCount:
         self._tail = b""
 
     def feed(self, data: bytes) -> None:
-        window = self._tail + data
-        for found in _TOTAL_TOKENS.finditer(window):
+        self._last(self._tail + data[:_TAIL])
+        self._last(data)
+        self._tail = data[-_TAIL:] if len(data) >= _TAIL else (self._tail + data)[-_TAIL:]
+
+    def _last(self, text: bytes) -> None:
+        place = text.rfind(b'"totalTokenCount"')
+        if place >= 0 and (found := _TOTAL_TOKENS.match(text, place)) is not None:
             self.total = int(found[1])
-        self._tail = window[-_TAIL:]
 
 
 class _Passing:

@@ -43,12 +43,6 @@ def _limits(timeouts: Timeouts) -> tuple[dict[Phase, float | None], float]:
     return limits, min((limit for limit in limits.values() if limit is not None), default=_NEVER)
 
 
-def _current_task() -> asyncio.Task[object]:
-    task = asyncio.current_task()
-    assert task is not None
-    return task
-
-
 class Watchdog:
     """Ends its block with FirstByteTimeout, AnswerCut or ClientStalled when the present wait lasts too long.
 
@@ -77,7 +71,9 @@ class Watchdog:
         self._since = now = self._loop.time()
         self._deadline = None if remaining is None else now + remaining
         self._end = None if timeouts.total is None else now + timeouts.total - spent
-        self._task = _current_task()
+        task = asyncio.current_task(self._loop)
+        assert task is not None
+        self._task = task
         self._cancelling = 0
         self._expired = False
         self._handle: asyncio.TimerHandle | None = None

@@ -201,9 +201,13 @@ class Affinity:
     async def deleted(self, call: Call, upstream: str, root: str) -> None:
         await self._bindings.unbind(upstream, root, call.client.name)
 
-    async def hidden(self, call: Call, upstream: str, root: str) -> bool:
-        """Whether a resource in a list is another client's."""
-        return not self._may_use(call, await self._bindings.owners(upstream, root))
+    async def hidden(
+        self, call: Call, upstream: str, root: str, owner: str, now_called: Callable[[str], str] = str
+    ) -> bool:
+        """Whether a resource in a list of this owner's is another client's: a name may exist once for each key."""
+        owners = await self._bindings.owners(upstream, root)
+        mine = {now_called(owners[client]) for client in (call.client.name, UNCLAIMED) if client in owners}
+        return bool(owners) and owner not in mine
 
 
 def missing(root: str) -> ProxyError:

@@ -244,10 +244,23 @@ async def test_a_list_makes_nobody_a_maker_and_hides_what_has_one() -> None:
     await rules.bound("files/theirs", "bob", "k1")
     lists = call(effect=Effect.LIST)
     await rules.learned(lists, Want(), UP, "k1", [Born("files/theirs"), Born("files/new")])
-    assert await rules.hidden(lists, UP, "files/theirs")
-    assert not await rules.hidden(lists, UP, "files/new")
-    assert not await rules.hidden(call("bob"), UP, "files/new")
-    assert not await rules.hidden(call("bob"), UP, "files/theirs")
+    assert await rules.hidden(lists, UP, "files/theirs", "k1")
+    assert not await rules.hidden(lists, UP, "files/new", "k1")
+    assert not await rules.hidden(call("bob"), UP, "files/new", "k1")
+    assert not await rules.hidden(call("bob"), UP, "files/theirs", "k1")
+
+
+async def test_of_two_owners_of_one_name_a_list_shows_each_client_its_own() -> None:
+    rules = Rules()
+    await rules.bound("files/mine", "ann", "k1")
+    await rules.bound("files/mine", "bob", "k2")
+    for client, shown, other in (("ann", "k1", "k2"), ("bob", "k2", "k1")):
+        lists = call(client, effect=Effect.LIST)
+        assert not await rules.hidden(lists, UP, "files/mine", shown)
+        assert await rules.hidden(lists, UP, "files/mine", other)
+    renamed = {"k1": "projects/1"}
+    lists = call("ann", effect=Effect.LIST)
+    assert not await rules.hidden(lists, UP, "files/mine", "projects/1", lambda owner: renamed.get(owner, owner))
 
 
 async def test_what_was_deleted_is_unknown_again() -> None:
