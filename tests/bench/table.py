@@ -19,6 +19,7 @@ class Row:
     over: bool = False
     """Shown is what the target adds to the upstream alone, round by round."""
     ratio: bool = True
+    """Ratios and spread say something of it."""
 
 
 ROWS = (
@@ -34,10 +35,10 @@ ROWS = (
     Row("stream_kb", "memory of an idle stream, kB"),
     Row("up_s_gib", "upload: CPU s/GiB", 2),
     Row("up_gib_s", "upload: GiB/s", 2),
-    Row("up_growth_mb", "upload: growth of resident memory, MB"),
+    Row("up_growth_mb", "upload: growth of resident memory, MB", ratio=False),
     Row("down_s_gib", "download: CPU s/GiB", 2),
     Row("down_gib_s", "download: GiB/s", 2),
-    Row("down_growth_mb", "download: growth of resident memory, MB"),
+    Row("down_growth_mb", "download: growth of resident memory, MB", ratio=False),
     Row("rest_mb", "resident memory at rest, MB"),
     Row("start_s", "start to first 200, s", 2),
 )
@@ -86,7 +87,7 @@ def main_table(results: Results, failed: Collection[tuple[str, str]]) -> str:
             cells["floor"],
             cells["balancer"],
             ratio(values["balancer"], values["floor"]) if row.ratio else "",
-            spread(results, row, "balancer"),
+            spread(results, row, "balancer") if row.ratio else "",
             cells["nginx"],
             ratio(values["balancer"], values["nginx"]) if row.ratio else "",
         ])  # fmt: skip

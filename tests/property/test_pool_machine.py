@@ -417,9 +417,11 @@ class PoolMachine(RuleBasedStateMachine):
         over = self.clock.wall()
         self.clock.jump(seconds)
         self.pool.states()
-        for subject in self.subjects.values():
-            for said in subject.said:
-                said.day_end = min(said.day_end, quota_day(self.clock.wall())[1]) if said.day_end > over else 0.0
+        for said in [said for subject in self.subjects.values() for said in subject.said]:
+            if said.day_end > over:
+                said.day_end = min(said.day_end, quota_day(self.clock.wall())[1])
+            elif said.day_end:
+                said.until, said.day_end = self.now() + said.day_end - over, 0.0
 
     @rule(verdict=st.sampled_from([Verdict.OK, Verdict.KEY, Verdict.KEY, Verdict.UPSTREAM]))
     def probe(self, verdict: Verdict) -> None:
