@@ -117,12 +117,12 @@ def is_local(request: web.Request) -> bool:
 
 
 def auth(callers: Callable[[], Callers]) -> Middleware:
-    """Names the caller of every request but the public ones, and of those that a surface recognises by other means."""
+    """Names the caller of every request that a surface claims; nothing else tells more than whether the process lives."""
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         surface = request.get(SURFACE)
-        if surface is not None and request.path not in PUBLIC_PATHS:
+        if surface is not None:
             request[CLIENT] = surface.recognise(request) or callers().identify(request)
         return await handler(request)
 

@@ -67,8 +67,10 @@ class Exchange:
     refused_by: set[str] = field(default_factory=set)
     """Fingerprints of keys to avoid while another is ready."""
 
-    def now(self) -> float:
-        return self.rooms.clock.monotonic()
+    now: Callable[[], float] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.now = self.rooms.clock.monotonic
 
 
 @dataclass(slots=True)

@@ -11,7 +11,7 @@ import functools
 import ssl
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import aiohttp
 from aiohttp import StreamReader
@@ -96,6 +96,11 @@ class _Connection(ResponseHandler):
             payload.set_exception(aiohttp.ClientPayloadError(f"broken body: {type(exc).__name__}"), exc)
             # A reader that the end of the last good chunk has just woken looks for data and end, not for exceptions.
             payload.feed_eof()
+
+    def set_response_params(self, *, skip_payload: bool = False, **params: Any) -> None:
+        """The parser goes on where the last answer ended; a new one is made only where it must read differently."""
+        if self._parser is None or skip_payload or self._skip_payload:
+            super().set_response_params(skip_payload=skip_payload, **params)
 
     def is_connected(self) -> bool:
         return super().is_connected() and not self._buffer and not self._tail
@@ -270,6 +275,8 @@ class HttpAnswer:
             if piece:
                 watchdog.phase(Phase.CLIENT)
                 await sink.write(piece)
+                if content.at_eof() and content.exception() is None:
+                    return  # a body whose framing broke is at its end too, and must not look whole
 
     def close(self) -> None:
         done, self._done = self._done, None

@@ -2,9 +2,9 @@
 
 The waits: for the client's body (limited where it is read), for the first byte, between bytes, and for a client that
 takes what it is sent; connecting is limited by the transport. `phase()` says which wait begins and costs two attribute
-writes; the timer looks at them when it fires and goes back to sleep if something has happened since. It never runs
-against a stream that is talking, nor against an upstream that we ourselves hold back for a slow reader: that wait belongs
-to the client.
+writes. One timer a loop looks at all attempts when the first of them can be over its limit. It never runs against a
+stream that is talking, nor against an upstream that we ourselves hold back for a slow reader: that wait belongs to the
+client.
 """
 
 from __future__ import annotations
@@ -43,6 +43,52 @@ def _limits(timeouts: Timeouts) -> tuple[dict[Phase, float | None], float]:
     return limits, min((limit for limit in limits.values() if limit is not None), default=_NEVER)
 
 
+TICK = 0.02
+"""Seconds between two looks at all attempts, at least."""
+
+
+class _Sweep:
+    """The attempts of one loop, and the one timer for them."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.watched: set[Watchdog] = set()
+        self.wake = _NEVER
+        self._handle: asyncio.TimerHandle | None = None
+
+    def by(self, when: float) -> None:
+        """Look at all no later than then."""
+        if when >= self.wake:
+            return
+        if self._handle is not None:
+            self._handle.cancel()
+        self.wake = when
+        self._handle = self.loop.call_at(when, self._look)
+
+    def _look(self) -> None:
+        self._handle, self.wake = None, _NEVER
+        now = self.loop.time()
+        first = _NEVER
+        for each in tuple(self.watched):
+            due = each.due()
+            if due is not None and due <= now:
+                self.watched.discard(each)
+                each.expire()
+            else:
+                first = min(first, now + each.shortest(), _NEVER if due is None else due)
+        self.by(max(first, now + TICK) if first < _NEVER else _NEVER)
+
+
+_sweep: _Sweep | None = None
+
+
+def _sweep_of(loop: asyncio.AbstractEventLoop) -> _Sweep:
+    global _sweep  # noqa: PLW0603 - a process has one loop; tests have one after the other
+    if _sweep is None or _sweep.loop is not loop:
+        _sweep = _Sweep(loop)
+    return _sweep
+
+
 class Watchdog:
     """Ends its block with FirstByteTimeout, AnswerCut or ClientStalled when the present wait lasts too long.
 
@@ -55,7 +101,6 @@ class Watchdog:
         "_deadline",
         "_end",
         "_expired",
-        "_handle",
         "_limits",
         "_loop",
         "_phase",
@@ -76,7 +121,6 @@ class Watchdog:
         self._task = task
         self._cancelling = 0
         self._expired = False
-        self._handle: asyncio.TimerHandle | None = None
 
     def phase(self, phase: Phase) -> None:
         """Begin this wait now; also the sign of life within one."""
@@ -85,14 +129,18 @@ class Watchdog:
 
     def __enter__(self) -> Watchdog:
         self._cancelling = self._task.cancelling()
-        self._arm()
+        sweep = _sweep_of(self._loop)
+        sweep.watched.add(self)
+        wake = self._since + self._shortest
+        if wake < sweep.wake or self._deadline is not None or self._end is not None:
+            due = self.due()
+            sweep.by(wake if due is None or wake < due else due)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._handle is not None:
-            self._handle.cancel()
+        _sweep_of(self._loop).watched.discard(self)
         # As asyncio.timeout does it: a cancellation is ours if we asked for it and nobody else has.
         if self._expired and self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
             raise self._verdict() from value
@@ -106,7 +154,14 @@ class Watchdog:
             case Phase.CLIENT:
                 return ClientStalled("the client takes nothing of its answer")
 
-    def _due(self) -> float | None:
+    def shortest(self) -> float:
+        return self._shortest
+
+    def expire(self) -> None:
+        self._expired = True
+        self._task.cancel()
+
+    def due(self) -> float | None:
         limit = self._limits[self._phase]
         ends = [self._since + limit] if limit is not None else []
         if self._deadline is not None and self._phase in (Phase.FIRST_BYTE, Phase.UPLOAD):
@@ -114,21 +169,3 @@ class Watchdog:
         if self._end is not None:
             ends.append(self._end)
         return min(ends, default=None)
-
-    def _arm(self) -> None:
-        """Sleep until the present wait could end, and no longer than the shortest limit: the next wait may be that one."""
-        wake = self._loop.time() + self._shortest
-        due = self._due()
-        if due is not None and due < wake:
-            wake = due
-        if wake < _NEVER:
-            self._handle = self._loop.call_at(wake, self._wake)
-
-    def _wake(self) -> None:
-        due = self._due()
-        if due is not None and due <= self._loop.time():
-            self._handle = None
-            self._expired = True
-            self._task.cancel()
-        else:
-            self._arm()

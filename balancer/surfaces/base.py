@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 
 from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.helpers import rfc822_formatted_time
 from aiohttp.web_exceptions import HTTPException
 from multidict import CIMultiDict
 
@@ -68,14 +70,33 @@ class RelayedResponse(web.StreamResponse):
 
     _send_headers_immediately = False
 
-    async def _prepare_headers(self) -> None:
+    async def _start(self, request: web.BaseRequest) -> AbstractStreamWriter:
+        """The head without what aiohttp would add to it: the upstream's fields, our framing, and Connection where it closes."""
+        self._req = request
+        writer = self._payload_writer = request.writer
         headers = self._headers
-        typed, served = "Content-Type" in headers, "Server" in headers
-        await super()._prepare_headers()
-        if not typed:
-            headers.pop("Content-Type", None)
-        if not served:
-            headers.pop("Server", None)
+        if self._keep_alive is None:
+            self._keep_alive = request.keep_alive
+        modern = request.version >= (1, 1)
+        if self._must_be_empty_body:
+            headers.popall("Transfer-Encoding", None)
+            if request.method != "HEAD" and self.status != 304:
+                headers.popall("Content-Length", None)  # RFC 9110 section 8.6: 1xx and 204 have none
+        elif (length := headers.get("Content-Length")) is not None:
+            writer.length = int(length)
+        elif modern:
+            writer.enable_chunking()
+            headers["Transfer-Encoding"] = "chunked"
+        else:
+            self._keep_alive = False
+        if "Date" not in headers:
+            headers["Date"] = rfc822_formatted_time()
+        if not self._keep_alive:
+            headers["Connection"] = "close"
+        elif not modern:
+            headers["Connection"] = "keep-alive"
+        await writer.write_headers(f"HTTP/1.{1 if modern else 0} {self._status} {self._reason}", headers)
+        return writer
 
     def send_head(self) -> None:
         if self._payload_writer is not None:

@@ -308,15 +308,15 @@ class PoolMachine(RuleBasedStateMachine):
             subject.settle()
         else:
             subject.touched[kind] = self.now()
+        ends = [max(each.until, self.now() + each.day_end - self.clock.wall()) for each in subject.said]
+        if self.now() >= max(ends, default=0.0) + ESCALATION_MEMORY:
+            subject.step = 0
         if rest.until_quota_day:
             said = Said(day_end=quota_day(self.clock.wall())[1], kind=kind)
         elif rest.seconds is not None:
             said = Said(self.now() + rest.seconds, kind=kind)
         else:
             last = max((at for at, _ in subject.since), default=0.0)
-            ends = [max(each.until, self.now() + each.day_end - self.clock.wall()) for each in subject.said]
-            if self.now() >= max(ends, default=0.0) + ESCALATION_MEMORY:
-                subject.step = 0
             subject.step += not subject.step or lease.started > last
             said = Said(self.now() + min(rest.cap, rest.first * 2 ** (subject.step - 1)))
         subject.said.append(said)

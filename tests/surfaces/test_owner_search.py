@@ -10,8 +10,9 @@ import pytest
 from balancer.relay.ownership import NOBODY_TTL
 from balancer.routing.affinity import MOST_SEARCHED
 from tests.fakes import FakeClock
-from tests.proxy import GENERATE, KEYS
-from tests.surfaces.calls import GOOGLE, World, restarted, world
+from tests.proxy import GENERATE, KEYS, proxying
+from tests.surfaces.calls import GOOGLE, World, caller, restarted, world
+from tests.upstream import Peer, Seen, raw_upstream, serving
 
 APART = {"uploads": "none"}
 
@@ -260,6 +261,10 @@ async def test_a_uri_in_longer_text_starts_no_search() -> None:
 
 
 async def test_a_search_goes_through_the_base_path_of_the_upstream_and_the_caller_s_version() -> None:
-    async with world() as here:
-        await here.ann.call("GET", "/v1alpha/files/nowhere")
-        assert {arrival.target for arrival in here.standin.requests} == {"/v1alpha/files/nowhere"}
+    async def answer(peer: Peer, seen: Seen) -> None:
+        await peer.answer(b"{}", "404 Not Found")
+
+    async with raw_upstream(serving(answer)) as upstream, proxying(f"{upstream.url}/some/base") as proxy:
+        assert (await caller(proxy).call("GET", "/v1alpha/files/nowhere")).status == 404
+        assert {seen.line for seen in upstream.requests} == {"GET /some/base/v1alpha/files/nowhere HTTP/1.1"}
+        assert len(upstream.requests) == len(KEYS) + 1

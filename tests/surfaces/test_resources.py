@@ -104,11 +104,9 @@ async def test_operations_of_every_shape_are_asked_where_they_run() -> None:
             assert (await here.ann.get(tuned["name"])).json["done"]
             model = tuned["metadata"]["tunedModel"]
             assert (await here.ann.call("POST", f"/v1beta/{model}:generateContent", HELLO)).status == 200
-            store = await here.ann.make("fileSearchStores")
-            name = (await here.ann.post(f"{store}:importFile", {})).body
-            assert name  # refused by the stand-in, because it names no file; but by the right key
-            assert (await here.ann.get(f"{store}/operations")).status == 200
+            assert (await here.ann.get(f"{model}/operations")).status == 200
             assert (await here.bob.get(tuned["name"])).status == 404
+            assert (await here.bob.get(name)).status == 404
 
 
 HELLO = {"contents": [{"parts": [{"text": "hello"}]}]}

@@ -8,7 +8,7 @@ import pytest
 
 from balancer.errors import AnswerCut, ClientStalled, FirstByteTimeout
 from balancer.model import Timeouts
-from balancer.relay.watchdog import Phase, Watchdog
+from balancer.relay.watchdog import Phase, Watchdog, _sweep_of
 
 SOON = 0.03
 LATER = 300.0
@@ -148,9 +148,8 @@ async def test_an_error_of_the_block_passes_as_it_is(error: Exception) -> None:
     assert raised.value is error
 
 
-async def test_it_leaves_no_timer_behind() -> None:
+async def test_it_is_not_watched_any_more_when_its_block_is_left() -> None:
     with Watchdog(Timeouts(first_byte=SOON, idle=SOON)) as watchdog:
         pass
-    assert watchdog._handle is not None
-    assert watchdog._handle.cancelled()
+    assert watchdog not in _sweep_of(asyncio.get_running_loop()).watched
     await passing(2 * SOON)
