@@ -1,0 +1,29 @@
+"""What holds for every test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from blockbuster import BlockBuster
+
+MAY_BLOCK = (
+    ("balancer/server.py", {"running", "reload", "_tls"}),  # the configuration and what it names: at start, and when it changes
+    ("balancer/config/loading.py", {"parse"}),
+    ("balancer/observe/metrics.py", {"exposition"}),  # a scrape reads /proc
+    ("balancer/observe/logs.py", {"_exception"}),  # a traceback looks at the sources
+)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_blocks_the_loop() -> Iterator[None]:
+    """A call of the program that blocks the event loop fails the test that makes it."""
+    watch = BlockBuster("balancer")
+    for function in watch.functions.values():
+        for file, names in MAY_BLOCK:
+            function.can_block_in(file, names)
+    watch.activate()
+    try:
+        yield
+    finally:
+        watch.deactivate()
