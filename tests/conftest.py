@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 from blockbuster import BlockBuster
 
+# The suite tries the same examples each time, so that a red run is the change's doing. Long hunts are random:
+# HYPOTHESIS_PROFILE=default, and POOL_EXAMPLES or BALANCER_STEPS for their length.
+hypothesis.settings.register_profile("suite", derandomize=True, database=None)
+if not {"HYPOTHESIS_PROFILE", "POOL_EXAMPLES", "BALANCER_STEPS"} & set(os.environ):
+    hypothesis.settings.load_profile("suite")
+
 MAY_BLOCK = (
-    ("balancer/server.py", {"running", "reload", "_tls"}),  # the configuration and what it names: at start, and when it changes
+    (
+        "balancer/server.py",
+        {"running", "reload", "_tls"},
+    ),  # the configuration and what it names: at start, and when it changes
     ("balancer/config/loading.py", {"parse"}),
     ("balancer/observe/metrics.py", {"exposition"}),  # a scrape reads /proc
     ("balancer/observe/logs.py", {"_exception"}),  # a traceback looks at the sources

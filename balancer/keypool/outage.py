@@ -93,9 +93,13 @@ class Outage:
         return Finding.BACKOFF
 
     def remember(self, kind: str, subject: Hashable, undo: Callable[[], None], now: float) -> None:
-        """How to take back what a refusal of that kind did to `subject`; the first one's way stays the way."""
+        """How to take back what a refusal of that kind did to `subject`; the first one's way stays the way.
+
+        For refusals of any other kind this one is something else that speaks against `subject`.
+        """
         suspicion = self._suspicions.setdefault(kind, _Suspicion())
         known = suspicion.undo.get(subject)
+        self.confirm(subject)
         suspicion.undo[subject] = (now, undo if known is None else known[1])
 
     def confirm(self, subject: Hashable) -> None:

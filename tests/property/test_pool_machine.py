@@ -55,13 +55,13 @@ JUDGEMENTS = st.one_of(
         project=PROJECTS,
     ),
     st.builds(Judgement, st.just(Verdict.KEY), st.sampled_from(["one", "two"]), RESTS, st.none(), PROJECTS),
+    # Of the refusals that correlate only a plain 429 rests a key; the others are the upstream's fault and touch none.
     st.builds(
-        lambda scope, seconds, kind: Judgement(Verdict.KEY, "plain", Rest(scope, seconds=seconds), correlates=kind),
+        lambda scope, seconds: Judgement(Verdict.KEY, "plain", Rest(scope, seconds=seconds), correlates="429"),
         SCOPES,
         LENGTHS,
-        st.sampled_from(["429", "503"]),
     ),
-    st.builds(Judgement, st.just(Verdict.UPSTREAM), st.just("down"), correlates=st.sampled_from([None, "503"])),
+    st.builds(Judgement, st.just(Verdict.UPSTREAM), st.just("down"), correlates=st.sampled_from([None, "500", "503"])),
     st.just(Judgement(Verdict.KEY, "dead", Disable())),
 )
 
@@ -307,6 +307,8 @@ class PoolMachine(RuleBasedStateMachine):
         if kind is None:
             subject.settle()
         else:
+            for other in subject.touched.keys() - {kind}:
+                subject.settle(other)
             subject.touched[kind] = self.now()
         ends = [max(each.until, self.now() + each.day_end - self.clock.wall()) for each in subject.said]
         if self.now() >= max(ends, default=0.0) + ESCALATION_MEMORY:

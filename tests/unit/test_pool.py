@@ -546,6 +546,15 @@ def test_a_rest_that_something_else_confirms_is_not_lifted() -> None:
     assert desk.ask(owner="b") == "b"
 
 
+def test_a_rest_of_one_kind_of_refusal_is_not_lifted_with_those_of_another() -> None:
+    desk = Desk(A, B)
+    desk.ask_each(rest(0, correlates="503"), A)
+    desk.ask_each(rest(5, correlates="429"), A)
+    desk.ask_each(DOWN, B)
+    assert desk.pool.snapshot().backoff_reason == "503"
+    assert desk.refused(owner="a") == Wait(desk.clock.monotonic() + 5, "429")
+
+
 def test_keys_disabled_by_correlated_refusals_are_enabled_again() -> None:
     desk = Desk(A, B, C)
     desk.ask_each(Judgement(Verdict.KEY, "blocked", Disable(), correlates="403"), A, B, C)
