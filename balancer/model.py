@@ -69,7 +69,6 @@ class Judgement:
 
     `correlates` names the kind of refusal where the same refusal of several keys within seconds would mean that
     the address or the provider is at fault and not the keys ("429", "503"); None where it says nothing of that sort.
-    Of the kinds that do, at most one may rest or disable keys: the pool takes that back when it finds the keys innocent.
     `project` is the quota project (the provider's word for it) that the answer revealed.
     """
 

@@ -55,13 +55,13 @@ JUDGEMENTS = st.one_of(
         project=PROJECTS,
     ),
     st.builds(Judgement, st.just(Verdict.KEY), st.sampled_from(["one", "two"]), RESTS, st.none(), PROJECTS),
-    # Of the refusals that correlate only a plain 429 rests a key; the others are the upstream's fault and touch none.
     st.builds(
-        lambda scope, seconds: Judgement(Verdict.KEY, "plain", Rest(scope, seconds=seconds), correlates="429"),
+        lambda scope, seconds, kind: Judgement(Verdict.KEY, "plain", Rest(scope, seconds=seconds), correlates=kind),
         SCOPES,
         LENGTHS,
+        st.sampled_from(["429", "503"]),
     ),
-    st.builds(Judgement, st.just(Verdict.UPSTREAM), st.just("down"), correlates=st.sampled_from([None, "500", "503"])),
+    st.builds(Judgement, st.just(Verdict.UPSTREAM), st.just("down"), correlates=st.sampled_from([None, "503"])),
     st.just(Judgement(Verdict.KEY, "dead", Disable())),
 )
 
