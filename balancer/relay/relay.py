@@ -143,8 +143,6 @@ async def _pass_on(refusal: Refusal, exchange: Exchange) -> None:
     if masked is not refusal.text:
         body, drop = masked, drop | {"content-encoding", "content-length"}
     headers = [(name, _masked(value, exchange)) for name, value in end_to_end(refusal.headers, drop)]
-    if body and first(headers, "content-length") is None:
-        headers.append(("Content-Length", str(len(body))))
     record, reply = exchange.record, exchange.reply
     record.first_byte = exchange.now()
     record.bytes_out = len(body)
