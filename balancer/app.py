@@ -58,8 +58,6 @@ KINDS: dict[str, Callable[[UpstreamSettings], UpstreamKind]] = {
 KEPT_SIGNING_KEYS = 4
 """Signing keys whose upload addresses still hold: a reload that adds a pool key changes the derived one."""
 
-RUNTIME: web.AppKey[Runtime] = web.AppKey("runtime")
-
 
 class Runtime:
     """What one process has. Made inside the running loop; `apply()` before first use, `close()` at the end."""
@@ -205,7 +203,6 @@ def make_app(runtime: Runtime) -> web.Application:
             auth(lambda: runtime.callers),
         ]
     )
-    app[RUNTIME] = runtime
     app.add_routes(health.routes(lambda: runtime.rooms, lambda: runtime.drain.draining))
     app.router.add_route("*", "/{path:.*}", _dispatch, expect_handler=_expect_later)
     return app

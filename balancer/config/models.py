@@ -41,7 +41,7 @@ from balancer.config.values import (
 )
 from balancer.model import Client, Timeouts, fingerprint
 
-KIB, MIB, GIB = 1024, 1024**2, 1024**3
+MIB, GIB = 1024**2, 1024**3
 HOUR, DAY = 3600.0, 86400.0
 _SHORTEST_SIGNING_SECRET = 16
 

@@ -15,14 +15,11 @@ from dataclasses import dataclass
 from cachetools import TTLCache
 
 from balancer.clock import Clock
-from balancer.errors import ClientStalled, ProxyError, UpstreamError
+from balancer.errors import ProxyError
 from balancer.keypool.pool import Lease, NoKey, Wait
-from balancer.model import OK, Call, Judgement, Timeouts, Verdict
+from balancer.model import GONE, Call, Timeouts, Verdict
 from balancer.relay.exchange import Upstream
-from balancer.relay.watchdog import Watchdog
-from balancer.upstreams.base import ERROR_BODY_LIMIT
-from balancer.wire.encoding import inflate
-from balancer.wire.headers import first
+from balancer.relay.probe import ask
 
 NOBODY_TTL = 30.0
 """Seconds for which it is remembered that no key has a resource."""
@@ -112,27 +109,17 @@ async def _has(upstream: Upstream, owner: str, question: Call) -> bool | Open | 
 
 
 async def _ask(upstream: Upstream, owner: str, question: Call, lease: Lease) -> bool | Open | None:
-    judgement = Judgement(Verdict.UPSTREAM, "owner search")
+    judgement = GONE
     try:
-        with Watchdog(SEARCH_TIMEOUTS) as watchdog:
-            answer = await upstream.transport.send(upstream.kind.prepare(question, lease.key), None, None)
-            try:
-                if answer.status < 300:
-                    judgement = OK
-                    return True
-                body = await answer.gather(ERROR_BODY_LIMIT, watchdog)
-            finally:
-                answer.close()
-            text = inflate(body, first(answer.headers, "content-encoding") or "", ERROR_BODY_LIMIT)
-            judgement = upstream.kind.judge(question, answer.status, answer.headers, text or b"")
-    except (UpstreamError, ClientStalled) as failure:
-        return Open(str(failure))
+        judgement = await ask(upstream, question, lease.key, SEARCH_TIMEOUTS)
     finally:
         upstream.pool.report(lease, judgement)
     match judgement.verdict:
+        case Verdict.OK:
+            return True
         case Verdict.CALLER:
             return False
         case Verdict.KEY:  # it rests now, or is dead; or another of the same owner is ready
             return await _has(upstream, owner, question)
-        case Verdict.OK | Verdict.UPSTREAM | Verdict.GONE:
+        case Verdict.UPSTREAM | Verdict.GONE:
             return Open(judgement.reason)

@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Callable, Iterable
 
 from balancer.clock import Clock
-from balancer.errors import UpstreamError
-from balancer.model import OK, Judgement, Key, Timeouts, Verdict
+from balancer.errors import ClientStalled, UpstreamError
+from balancer.model import OK, Call, Judgement, Key, Timeouts, Verdict
 from balancer.relay.exchange import Upstream
 from balancer.relay.watchdog import Watchdog
 from balancer.upstreams.base import ERROR_BODY_LIMIT
@@ -35,17 +35,21 @@ async def probe_due(upstream: Upstream) -> None:
 
 async def probe(upstream: Upstream, key: Key) -> Judgement:
     """What a free call says of a key."""
-    call = upstream.kind.probe()
+    return await ask(upstream, upstream.kind.probe(), key, PROBE_TIMEOUTS)
+
+
+async def ask(upstream: Upstream, call: Call, key: Key, timeouts: Timeouts) -> Judgement:
+    """What the answer to a call of our own, without a body and outside any client's way, means. None at all: UPSTREAM."""
     try:
-        with Watchdog(PROBE_TIMEOUTS) as watchdog:
+        with Watchdog(timeouts) as watchdog:
             answer = await upstream.transport.send(upstream.kind.prepare(call, key), None, None)
             try:
+                if answer.status < 300:
+                    return OK
                 body = await answer.gather(ERROR_BODY_LIMIT, watchdog)
             finally:
                 answer.close()
-    except UpstreamError as broken:
+    except (UpstreamError, ClientStalled) as broken:
         return Judgement(Verdict.UPSTREAM, str(broken))
-    if answer.status < 300:
-        return OK
     text = inflate(body, first(answer.headers, "content-encoding") or "", ERROR_BODY_LIMIT)
     return upstream.kind.judge(call, answer.status, answer.headers, text or b"")
