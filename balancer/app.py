@@ -46,7 +46,7 @@ from balancer.surfaces.gemini import GeminiSettings, GeminiSurface, base_path
 from balancer.upstreams.base import UpstreamKind
 from balancer.upstreams.gemini import GeminiKind
 from balancer.web import SURFACE, Surface
-from balancer.wire.resources import Scanner
+from balancer.wire.naming import GoogleNaming, Naming
 
 log = structlog.get_logger()
 
@@ -76,7 +76,7 @@ class Runtime:
         self.pins: MemoryPins | None = None
         self.bindings: MemoryBindings | None = None
         self.finder = Finder(self.clock)
-        self.scanner = Scanner()
+        self.namings: dict[str, Naming] = {"gemini": GoogleNaming()}
         self._signing_keys: tuple[bytes, ...] = ()
         self.surfaces: tuple[Surface, ...] = (
             GeminiSurface(lambda: self.rooms, lambda: self.gemini, self.budget, self.clock),
@@ -108,12 +108,13 @@ class Runtime:
             affinity=Affinity(
                 self.pins,
                 self.bindings,
+                self.namings,
                 self.clock,
                 session_ttl=settings.affinity.session_ttl,
                 uploads=settings.affinity.uploads,
             ),
             finder=self.finder,
-            scanner=self.scanner,
+            namings=self.namings,
             upstreams=upstreams,
             attempts=settings.relay.attempts,
             max_wait=settings.relay.max_wait,

@@ -134,14 +134,27 @@ class Effect(enum.Enum):
     DELETE = "delete"
 
 
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """An upstream that a call may go to, and the model's name there."""
+
+    upstream: str
+    model: str | None
+
+
+Edit = tuple[int, int, bytes]
+"""A splice of a body: from byte, to byte (exclusive), what stands there instead."""
+
+
 @dataclass(slots=True)
 class Call:
     """What a surface asks of the relay, in the upstream's dialect where surface and upstream share it.
 
-    `path` is the raw request target (path and query, percent-encoding untouched) with everything internal removed;
-    `headers` are end-to-end fields only, free of every client credential. `deadline` is on the monotonic clock.
-    `kind` is the upstream kind whose dialect it speaks. `repeatable`: it changes nothing, so that it may be sent again although
-    it was sent once and not answered.
+    `path` is the raw request target (path and query, percent-encoding untouched) with everything internal removed, in the openai
+    dialect also without `/v1`; `headers` are end-to-end fields only, free of every client credential. `deadline` is on the
+    monotonic clock. `dialect` is what it speaks. `choices` are the upstreams that it may go to, best first, where the surface has
+    settled that; else the router does. `repeatable`: it changes nothing, so that it may be sent again although it was sent once
+    and not answered. `edits` gives the splices of the body for an upstream, in order and without overlap.
 
     Affinity: `names` are the resources that path and query name, `owner` is the one key owner it may go to where that is already
     settled, `scans` says that the body may name resources, `uploads` that it begins an upload or a place for
@@ -151,12 +164,14 @@ class Call:
     """
 
     surface: str
-    kind: str
+    dialect: str
     method: str
     path: str
     headers: list[tuple[str, str]]
     client: Client
     model: str | None = None
+    choices: tuple[Choice, ...] = ()
+    edits: Callable[[Choice], Sequence[Edit]] | None = None
     session: str | None = None
     deadline: float | None = None
     repeatable: bool = False

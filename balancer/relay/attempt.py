@@ -130,8 +130,8 @@ async def _refusal(exchange: Exchange, answer: Answer, watchdog: Watchdog) -> Re
 def _lesson(exchange: Exchange, lease: Lease) -> Lesson | None:
     if exchange.call.effect is Effect.NONE:
         return None
-    pool, rooms = exchange.upstream.pool, exchange.rooms
+    pool, affinity = exchange.upstream.pool, exchange.rooms.affinity
     owner = pool.owner_of(lease.key.fingerprint)
     return Lesson(
-        exchange.call, exchange.want, exchange.upstream.name, owner, rooms.affinity, rooms.scanner, pool.owner_now
+        exchange.call, exchange.want, exchange.upstream.name, owner, affinity, exchange.naming, pool.owner_now
     )

@@ -15,7 +15,7 @@ from balancer.relay.transport import Transport
 from balancer.routing.affinity import Affinity, Want
 from balancer.routing.router import Router
 from balancer.upstreams.base import UpstreamKind
-from balancer.wire.resources import Scanner
+from balancer.wire.naming import Naming
 
 if TYPE_CHECKING:
     from balancer.relay.ownership import Finder
@@ -39,13 +39,13 @@ class Rooms:
     """What one configuration gives the relay: ways to go, and how patient and persistent to be.
 
     `attempts`: connections tried for one call; `max_wait`: seconds that a call waits for a key to come back; `mask` blots
-    key text out of error bodies. A reload makes a new one; calls in flight keep theirs.
+    key text out of error bodies; `namings` are by dialect. A reload makes a new one; calls in flight keep theirs.
     """
 
     router: Router
     affinity: Affinity
     finder: Finder
-    scanner: Scanner
+    namings: Mapping[str, Naming]
     upstreams: Mapping[str, Upstream]
     attempts: int
     max_wait: float
@@ -71,6 +71,11 @@ class Exchange:
 
     def __post_init__(self) -> None:
         self.now = self.rooms.clock.monotonic
+
+    @property
+    def naming(self) -> Naming:
+        """How the call's dialect names resources."""
+        return self.rooms.namings[self.call.dialect]
 
 
 @dataclass(slots=True)

@@ -17,7 +17,8 @@ from balancer.model import Call, Effect, Headers
 from balancer.routing.affinity import Affinity, Want
 from balancer.wire.encoding import inflate
 from balancer.wire.headers import first
-from balancer.wire.resources import Born, Scanner, born, in_path, items_of, root_of
+from balancer.wire.naming import Naming
+from balancer.wire.resources import Born
 
 LESSON_LIMIT = 1 << 20
 """Bytes of an answer that are read for names, behind any content coding."""
@@ -36,7 +37,7 @@ class Lesson:
         upstream: str,
         owner: str,
         affinity: Affinity,
-        scanner: Scanner,
+        naming: Naming,
         now_called: Callable[[str], str] = str,
     ) -> None:
         """`owner`: who answered, by its present name; `now_called`: the present name of any owner."""
@@ -45,7 +46,7 @@ class Lesson:
         self._upstream = upstream
         self._owner = owner
         self._affinity = affinity
-        self._scanner = scanner
+        self._naming = naming
         self._now_called = now_called
 
     @property
@@ -72,7 +73,7 @@ class Lesson:
     async def of_head(self) -> None:
         """What the status alone tells: something is gone, something was there, an upload has begun."""
         call = self._call
-        root = in_path(call.path.partition("?")[0])
+        root = self._naming.subject(call.path.partition("?")[0])
         if call.effect is Effect.DELETE and root is not None:
             await self._affinity.deleted(call, self._upstream, root)
         elif call.effect in (Effect.READ, Effect.CREATE):
@@ -90,13 +91,14 @@ class Lesson:
             self.too_long()
         if not text:
             return None
-        resources = born(text)
-        for each in resources:
-            self._scanner.learn(each.root.partition("/")[0])
-        await self._affinity.learned(self._call, self._want, self._upstream, self._owner, resources)
+        await self._learn(text)
         if self._call.effect is not Effect.LIST:
             return None
         return await self._without_hidden(text)
+
+    async def _learn(self, text: bytes) -> None:
+        resources = self._naming.born(text)
+        await self._affinity.learned(self._call, self._want, self._upstream, self._owner, resources)
 
     async def _without_hidden(self, text: bytes) -> bytes | None:
         """A list answer without what other clients made; None if it holds nothing of them."""
@@ -106,14 +108,14 @@ class Lesson:
             self.too_long()
             return None
         changed = False
-        for member, items in list(items_of(tree)):
+        for member, items in list(self._naming.items_of(tree)):
             kept = [item for item in items if not await self._hidden(item)]
             if len(kept) < len(items):
                 tree[member], changed = kept, True
         return orjson.dumps(tree) if changed else None
 
     async def _hidden(self, item: Any) -> bool:
-        root = root_of(str(item.get("name", ""))) if isinstance(item, dict) else None
+        root = self._naming.root_of(item)
         if root is None:
             return False
         return await self._affinity.hidden(self._call, self._upstream, root, self._owner, self._now_called)

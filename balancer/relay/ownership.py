@@ -9,7 +9,6 @@ passed over, and that nobody else has the resource is not remembered.
 from __future__ import annotations
 
 import asyncio
-import re
 from dataclasses import dataclass
 
 from cachetools import TTLCache
@@ -20,13 +19,12 @@ from balancer.keypool.pool import Lease, NoKey, Wait
 from balancer.model import GONE, Call, Timeouts, Verdict
 from balancer.relay.exchange import Upstream
 from balancer.relay.probe import ask
+from balancer.wire.naming import Naming
 
 NOBODY_TTL = 30.0
 """Seconds for which it is remembered that no key has a resource."""
 SEARCH_TIMEOUTS = Timeouts(first_byte=15.0, idle=15.0, total=30.0)
 """Limits of one question; the caller's own deadline bounds the whole search."""
-
-_VERSION = re.compile(r"/(?:(?:upload|download)/)?(v1\w*)/")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +50,7 @@ class Finder:
         self._running: dict[tuple[str, str], asyncio.Task[str | Open | None]] = {}
         self._nobody: TTLCache[tuple[str, str], None] = TTLCache(10_000, NOBODY_TTL, timer=clock.monotonic)
 
-    async def find(self, call: Call, upstream: Upstream, root: str) -> str | None:
+    async def find(self, call: Call, upstream: Upstream, naming: Naming, root: str) -> str | None:
         """The owner of `root`, or None if no key has it. A caller that leaves does not end a search that others wait for.
 
         Raises ProxyError 429 or 502 where that cannot be said.
@@ -62,20 +60,19 @@ class Finder:
             return None
         task = self._running.get(asked)
         if task is None:
-            task = self._running[asked] = asyncio.create_task(self._search(call, upstream, root))
+            task = self._running[asked] = asyncio.create_task(self._search(call, upstream, naming, root))
             task.add_done_callback(lambda done: self._running.pop(asked, None))
         owner = await asyncio.shield(task)
         if isinstance(owner, Open):
             raise owner.error(root, self._clock.monotonic())
         return owner
 
-    async def _search(self, call: Call, upstream: Upstream, root: str) -> str | Open | None:
-        version = _VERSION.match(call.path)
+    async def _search(self, call: Call, upstream: Upstream, naming: Naming, root: str) -> str | Open | None:
         question = Call(
             surface=call.surface,
-            kind=call.kind,
+            dialect=call.dialect,
             method="GET",
-            path=f"/{version[1] if version else 'v1beta'}/{root}",
+            path=naming.question(call.path, root),
             headers=[("Accept-Encoding", "identity")],
             client=call.client,
             repeatable=True,

@@ -55,7 +55,7 @@ async def relay(call: Call, body: Body, reply: Reply, rooms: Rooms, record: Reco
 
 def _route(call: Call, rooms: Rooms, record: Record) -> Upstream:
     """The upstream for the call's model; an alias becomes the model's own name, in the call and in its path."""
-    choice = rooms.router.choose(call.model, call.kind, call.client)
+    choice = rooms.router.choose(call.model, call.dialect, call.client)
     if call.model is not None and choice.model != call.model:
         call.model = choice.model or call.model
         call.path = with_model(call.path, call.model)
@@ -76,7 +76,7 @@ async def _gather(exchange: Exchange) -> None:
 async def _find(exchange: Exchange) -> Want:
     """Where the call must or would rather go; the owners of resources that nobody here knows are looked for."""
     call, rooms, upstream = exchange.call, exchange.rooms, exchange.upstream
-    mentions = rooms.scanner.scan(_readable(exchange)) if call.scans else NOTHING
+    mentions = exchange.naming.mentions(_readable(exchange)) if call.scans else NOTHING
     if mentions is NOTHING and not (call.names or call.owner or call.session or call.uploads or call.address):
         return Want()
     want = await rooms.affinity.find(call, upstream.name, mentions, upstream.pool.owner_now)
@@ -101,7 +101,7 @@ async def _search(exchange: Exchange, root: str) -> str | None:
     deadline = exchange.call.deadline
     try:
         async with asyncio.timeout(None if deadline is None else max(0.0, deadline - exchange.now())):
-            return await exchange.rooms.finder.find(exchange.call, exchange.upstream, root)
+            return await exchange.rooms.finder.find(exchange.call, exchange.upstream, exchange.naming, root)
     except TimeoutError:
         raise ProxyError(
             504, "upstream_timeout", f"The owner of {root} was not found within the time allowed."

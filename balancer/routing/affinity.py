@@ -25,10 +25,9 @@ from balancer.clock import Clock
 from balancer.errors import ProxyError
 from balancer.model import Call, Effect
 from balancer.state.base import UNCLAIMED, Bindings, Handle, Pin, Pins
+from balancer.wire.naming import Naming
 from balancer.wire.resources import MOST_NAMED, Born, Mentions
 
-RESOURCE_TTL = 48 * 3600.0
-"""Seconds for which a binding is kept whose resource does not tell its own lifetime: as long as Google keeps files."""
 MOST_SEARCHED = 16
 """Resources of unknown owner that one request may have looked for."""
 
@@ -64,10 +63,22 @@ class Want:
 class Affinity:
     """The rules above, over the state that holds pins and bindings."""
 
-    def __init__(self, pins: Pins, bindings: Bindings, clock: Clock, *, session_ttl: float, uploads: str) -> None:
-        """`session_ttl`: seconds; `uploads`: what keeps uploads without a session together, "client", "session" or "none"."""
+    def __init__(
+        self,
+        pins: Pins,
+        bindings: Bindings,
+        namings: Mapping[str, Naming],
+        clock: Clock,
+        *,
+        session_ttl: float,
+        uploads: str,
+    ) -> None:
+        """`namings`: by dialect. `session_ttl`: seconds. `uploads`: what keeps uploads without a session together, "client",
+        "session" or "none".
+        """
         self._pins = pins
         self._bindings = bindings
+        self._namings = namings
         self._clock = clock
         self._session_ttl = session_ttl
         self._uploads = uploads
@@ -102,6 +113,7 @@ class Affinity:
     async def _named(
         self, want: Want, call: Call, upstream: str, roots: Iterable[str], now_called: Callable[[str], str]
     ) -> None:
+        naming = self._namings[call.dialect]
         for root in roots:
             owners = await self._bindings.owners(upstream, root)
             if not self._may_use(call, owners):
@@ -111,7 +123,9 @@ class Affinity:
                 await self._bindings.claim(upstream, root, call.client.name)
             if owner is not None:
                 want.by_name[root] = now_called(owner)
-            elif len(want.unknown) < MOST_SEARCHED:
+                if naming.sliding:
+                    await self._bindings.bind(upstream, root, call.client.name, owner, naming.ttl)
+            elif (naming.searched or root in call.names) and len(want.unknown) < MOST_SEARCHED:
                 want.unknown.append(root)
         want.settle()
 
@@ -126,7 +140,7 @@ class Affinity:
         """
         if not self._may_use(call, await self._bindings.owners(upstream, root)):
             raise missing(root)
-        await self._bindings.bind(upstream, root, call.client.name, owner, RESOURCE_TTL)
+        await self._bindings.bind(upstream, root, call.client.name, owner, self._namings[call.dialect].ttl)
         want.by_name[root] = owner
         want.settle()
 
@@ -178,13 +192,13 @@ class Affinity:
         if call.effect is Effect.LIST:
             for born in resources:
                 if not await self._bindings.owners(upstream, born.root):
-                    await self._bindings.bind(upstream, born.root, UNCLAIMED, owner, self._ttl(born))
+                    await self._bindings.bind(upstream, born.root, UNCLAIMED, owner, self._ttl(call, born))
             return
         made = call.uploads
         for born in resources:
             known = await self._bindings.owners(upstream, born.root)
             if self._may_use(call, known) or (born.own and call.effect is Effect.CREATE):
-                await self._bindings.bind(upstream, born.root, call.client.name, owner, self._ttl(born))
+                await self._bindings.bind(upstream, born.root, call.client.name, owner, self._ttl(call, born))
                 made = True
         if made and call.effect is Effect.CREATE and call.session is not None and want.handle is not None:
             await self._harden(want.handle, owner)
@@ -195,8 +209,8 @@ class Affinity:
         if pin is None or not pin.hard:
             await self._pins.put(handle, Pin(owner, hard=True), self._session_ttl)
 
-    def _ttl(self, born: Born) -> float:
-        return RESOURCE_TTL if born.expires is None else born.expires - self._clock.wall()
+    def _ttl(self, call: Call, born: Born) -> float:
+        return self._namings[call.dialect].ttl if born.expires is None else born.expires - self._clock.wall()
 
     async def deleted(self, call: Call, upstream: str, root: str) -> None:
         await self._bindings.unbind(upstream, root, call.client.name)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 from balancer.errors import ProxyError
-from balancer.model import Client
+from balancer.model import Choice, Client
 
 MOST_CHOICES = 4096
 """Answers that are remembered; models are named by callers."""
@@ -32,14 +32,6 @@ class Route:
         if model in self.models:
             return 0
         return 1 if _matches(model, self.models) else None
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """An upstream, and the model's name there."""
-
-    upstream: str
-    model: str | None
 
 
 class Router:

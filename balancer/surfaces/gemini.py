@@ -123,7 +123,7 @@ class GeminiSurface:
         starts = target.is_upload and grant is None and request.method in ("POST", "PUT")
         call = Call(
             surface=self.name,
-            kind="gemini",
+            dialect="gemini",
             method=request.method,
             path=path,
             headers=_headers(request, target, identity=effect in _TELLING),

@@ -114,7 +114,7 @@ class GeminiKind:
         """Lists one model: free, and refused to dead keys."""
         return Call(
             surface="probe",
-            kind="gemini",
+            dialect="gemini",
             method="GET",
             path="/v1beta/models?pageSize=1",
             headers=[],

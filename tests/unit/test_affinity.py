@@ -8,9 +8,10 @@ import pytest
 
 from balancer.errors import ProxyError
 from balancer.model import Call, Client, Effect
-from balancer.routing.affinity import MOST_SEARCHED, RESOURCE_TTL, Affinity, Want
+from balancer.routing.affinity import MOST_SEARCHED, Affinity, Want
 from balancer.state.base import UNCLAIMED, Pin
 from balancer.state.memory import MemoryBindings, MemoryPins
+from balancer.wire.naming import GoogleNaming
 from balancer.wire.resources import NOTHING, Born, Mentions
 from tests.fakes import FakeClock
 
@@ -24,7 +25,9 @@ class Rules(Affinity):
         self.clock = FakeClock()
         self.pins = MemoryPins(100, self.clock)
         self.bindings = MemoryBindings(100, self.clock)
-        super().__init__(self.pins, self.bindings, self.clock, session_ttl=3600, uploads=uploads)
+        super().__init__(
+            self.pins, self.bindings, {"gemini": GoogleNaming()}, self.clock, session_ttl=3600, uploads=uploads
+        )
 
     async def bound(self, root: str, client: str, owner: str) -> None:
         await self.bindings.bind(UP, root, client, owner, 100)
@@ -215,7 +218,7 @@ async def test_a_binding_lives_as_long_as_its_resource() -> None:
     assert (await rules.find(call(), UP, named("files/a"))).owner == "k1"
     rules.clock.advance(2)
     assert (await rules.find(call(), UP, named("files/a"))).unknown == ["files/a"]
-    rules.clock.advance(RESOURCE_TTL - 60)
+    rules.clock.advance(GoogleNaming.ttl - 60)
     assert (await rules.find(call(), UP, named("files/b"))).owner == "k1"
     rules.clock.advance(60)
     assert (await rules.find(call(), UP, named("files/b"))).unknown == ["files/b"]

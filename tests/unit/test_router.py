@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from balancer.errors import ProxyError
-from balancer.model import ANONYMOUS, Client
-from balancer.routing.router import Choice, Route, Router
+from balancer.model import ANONYMOUS, Choice, Client
+from balancer.routing.router import Route, Router
 
 EXACT = Route("exact", "gemini", ("gemini-2.5-pro", "gemini-2.5-flash"), aliases={"fast": "gemini-2.5-flash"})
 GLOB = Route("glob", "gemini", ("gemini-*",), disabled=("gemini-1.*", "*-exp"))
