@@ -54,9 +54,11 @@ class Reply:
     content_type: str = JSON
     headers: list[tuple[str, str]] = field(default_factory=list)
     length: int | None = None
+    frame: tuple[tuple[str, str], ...] = FRAME
+    """The fields that every answer of its server has."""
 
     def head(self) -> CIMultiDict[str]:
-        head = CIMultiDict(FRAME)
+        head = CIMultiDict(self.frame)
         if self.content_type:
             head["Content-Type"] = self.content_type
         head.extend(self.headers)

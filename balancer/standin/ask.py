@@ -1,9 +1,9 @@
-"""One request as the handlers see it, and the world that they act on."""
+"""One request as the Gemini's handlers see it, and the world that they act on."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import unquote
 
@@ -15,6 +15,8 @@ from balancer.standin import answers
 from balancer.standin.answers import Json, Refusal, refuse
 from balancer.standin.record import Arrival, Record
 from balancer.standin.shelf import Resource, Shelf, Upload
+from balancer.standin.sizes import scripted
+from balancer.standin.world import Incoming, World
 
 BODY_LIMIT = 100 << 20
 """Google's own limit for a JSON body; uploads have none."""
@@ -38,13 +40,11 @@ MODELS = (
     "stand-in-slow",
     "stand-in-sink",
 )
-_SCRIPTED_MODEL = re.compile(r"(?:stand-in-)?bytes-\d+(?:KiB|MiB|GiB)?|stand-in-events-\d+")
-
 _FILE_URI = re.compile(r"https?://[^/\s]+/(?:download/)?v1\w*/(files/[^/?:#]+)[^/]*")
 
 
-class World:
-    """What the requests share: keys and their projects, models, and everything that was made."""
+class GoogleWorld(World):
+    """The world of a Gemini."""
 
     def __init__(
         self,
@@ -56,38 +56,29 @@ class World:
         *,
         open_to_all: bool = False,
     ) -> None:
-        self.keys = dict(keys)
-        self.open_to_all = open_to_all
-        """Any key will do, and all share one project."""
-        self.models = models
+        super().__init__(keys, models, clock, record, Shelf(clock), open_to_all=open_to_all)
         self.host = host
         """Scheme and host of every `uri` in an answer, whatever address the client used."""
-        self.clock = clock
-        self.record = record
-        self.shelf = Shelf(clock)
         self.uploads: dict[str, Upload] = {}
         """Uploads by `upload_id`, the finished ones too: a chunk may come twice."""
 
     def close(self) -> None:
         self.uploads.clear()
-        self.shelf.close()
+        super().close()
 
     def has_model(self, model: str) -> bool:
-        return model in self.models or _SCRIPTED_MODEL.fullmatch(model) is not None
+        return model in self.models or scripted(model)
 
 
-class Ask:
+class Ask(Incoming):
     """A request after its key was accepted. `name` is the path below the version, decoded; `verb` what follows its colon."""
 
-    def __init__(self, world: World, request: web.BaseRequest, arrival: Arrival) -> None:
+    def __init__(self, world: GoogleWorld, request: web.BaseRequest, arrival: Arrival) -> None:
+        super().__init__(world.record, request, arrival)
         self.world = world
-        self.request = request
-        self.arrival = arrival
-        self.method = request.method
         path, self.version, self.area = split(request.raw_path)
         head, colon, tail = path.rpartition(":")
         self.name, self.verb = (head, tail) if colon and "/" not in tail else (path, "")
-        self.query = request.query
         self._parsed: Json | None = None
 
     @property
@@ -100,29 +91,10 @@ class Ask:
     def sse(self) -> bool:
         return self.query.get("alt") == "sse"
 
-    async def chunks(self) -> AsyncGenerator[bytes, None]:
-        """The body as it arrives, recorded on the way."""
-        async for data in self.request.content.iter_any():
-            self.arrival.feed(data)
-            self.world.record.touch()
-            yield data
-
-    async def drain(self) -> None:
-        async for _ in self.chunks():
-            pass
-
     async def body(self) -> bytes:
-        pieces: list[bytes] = []
-        size = 0
-        async for data in self.chunks():
-            size += len(data)
-            if size <= BODY_LIMIT:
-                pieces.append(data)
-            else:
-                pieces.clear()
-        if size > BODY_LIMIT:
+        if (whole := await self.gathered(BODY_LIMIT)) is None:
             raise refuse(400, f"Request payload size exceeds the limit: {BODY_LIMIT} bytes.")
-        return b"".join(pieces)
+        return whole
 
     async def json(self) -> Json:
         """The body as an object, after every resource that it names was found to be this project's."""

@@ -10,7 +10,7 @@ from aiohttp import web
 
 from balancer.model import fingerprint
 from balancer.standin.answers import Json
-from balancer.standin.faults import EVERY_KEY, NAMES, Fault, Script
+from balancer.standin.faults import EVERY_KEY, Fault, Script
 from balancer.standin.record import Arrival, Record
 
 _SETTABLE: dict[str, type | tuple[type, ...]] = {
@@ -33,7 +33,9 @@ async def handle(request: web.BaseRequest, script: Script, record: Record) -> we
     path = request.raw_path.partition("?")[0]
     match request.method, path:
         case "GET", "/_standin/faults":
-            return _json({"faults": [_fault(key, fault) for key, fault in script.listed()], "names": sorted(NAMES)})
+            return _json(
+                {"faults": [_fault(key, fault) for key, fault in script.listed()], "names": sorted(script.names)}
+            )
         case "POST", "/_standin/faults":
             return _add(script, await request.read())
         case "DELETE", "/_standin/faults":

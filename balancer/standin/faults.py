@@ -1,4 +1,4 @@
-"""Everything that can go wrong, by name, scripted per key.
+"""Everything that can go wrong, by name, scripted per key; and Gemini's refusals (those of OpenAI: openai/refusals.py).
 
 A script is a queue per key: the first fault in it that fits the request is used, until its `times` are used up. Names:
 
@@ -52,8 +52,6 @@ class Fault:
     used: int = 0
 
     def __post_init__(self) -> None:
-        if self.name not in NAMES:
-            raise ValueError(f"no fault is called {self.name!r}; there are {', '.join(sorted(NAMES))}")
         if self.gate is None and self.name.startswith("stall"):
             self.gate = asyncio.Event()
 
@@ -84,6 +82,8 @@ class Victim:
     project: str
     model: str
     fault: Fault
+    wall: float
+    """Seconds since 1970."""
 
     @property
     def consumer(self) -> str:
@@ -92,14 +92,30 @@ class Victim:
 
 EVERY_KEY = "*"
 
+Refusals = dict[str, Callable[[Victim], Reply]]
+
 
 class Script:
-    """Faults by key; those of "*" come after the key's own."""
+    """Faults by key; those of "*" come after the key's own. `refusals` are the answers that its provider gives."""
 
-    def __init__(self) -> None:
+    def __init__(self, refusals: Refusals) -> None:
+        self.refusals = refusals
+        self.names = frozenset(refusals) | CONNECTION | ANSWER
         self._faults: dict[str, list[Fault]] = {}
 
+    @property
+    def empty(self) -> bool:
+        return not self._faults
+
+    @property
+    def names_models(self) -> bool:
+        """Whether any fault is for one model only."""
+        return any(fault.model is not None for _, fault in self.listed())
+
     def add(self, key: str, fault: Fault) -> Fault:
+        """ValueError if no fault has that name."""
+        if fault.name not in self.names:
+            raise ValueError(f"no fault is called {fault.name!r}; there are {', '.join(sorted(self.names))}")
         self._faults.setdefault(key, []).append(fault)
         return fault
 
@@ -112,8 +128,6 @@ class Script:
 
     def take(self, key: str | None, method: str, target: str, model: str | None) -> Fault | None:
         """The fault that this request meets, counted as used."""
-        if not self._faults:
-            return None
         none: list[Fault] = []
         for fault in self._faults.get(key or "", none) + self._faults.get(EVERY_KEY, none):
             if fault.fits(method, target, model):
@@ -165,7 +179,7 @@ def _rate_consumer(v: Victim) -> Reply:
 _EXHAUSTED = "Resource has been exhausted (e.g. check quota)."
 _502 = b"<!DOCTYPE html>\n<html lang=en>\n<title>Error 502 (Server Error)!!1</title>\n<p><b>502.</b> That's an error.\n"
 
-REFUSALS: dict[str, Callable[[Victim], Reply]] = {
+REFUSALS: Refusals = {
     "rate-minute": lambda v: quota(v.model, retry=f"{v.fault.seconds}s"),
     "rate-day": lambda v: quota(v.model, period="Day", limit=250, retry=f"{v.fault.seconds}s"),
     "rate-zero": lambda v: quota(v.model, limit=0, retry=f"{v.fault.seconds}s"),

@@ -14,18 +14,15 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
-import re
 from collections.abc import AsyncGenerator, Iterator
 
 from balancer.standin import answers
 from balancer.standin.answers import JSON, SSE, Json, Refusal, Reply, compact, ok, pretty, refuse
 from balancer.standin.ask import Ask
+from balancer.standin.sizes import EVENT_BYTES, filled, wanted_bytes, wanted_events
 
-_BYTES = re.compile(r"(?:stand-in-)?bytes-(\d+)(KiB|MiB|GiB)?")
-_EVENTS = re.compile(r"stand-in-events-(\d+)")
-_UNITS = {None: 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
-_EVENT_BYTES = 64 << 10
-_PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNk+A8AAQUBAScY42YAAAAASUVORK5CYII="
+PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNk+A8AAQUBAScY42YAAAAASUVORK5CYII="
+"""A PNG of one pixel."""
 _EMBEDDERS = ("embedding",)
 _PREDICTORS = ("imagen", "veo")
 
@@ -77,10 +74,10 @@ async def generate(ask: Ask) -> Reply:
     data = await asked(ask)
     if model == "stand-in-slow":
         await asyncio.sleep(_number(ask, "interval", 1.0))
-    if size := _size(model):
+    if size := wanted_bytes(model):
         head, tail = _filler_frame(model, ask.arrival.sha256)
         size = max(size, len(head) + len(tail))
-        return Reply(_filler(head, size - len(head) - len(tail), tail), length=size)
+        return Reply(filled(head, size, tail), length=size)
     return ok(generated(model, data, ask.arrival.sha256))
 
 
@@ -180,21 +177,21 @@ async def predict(ask: Ask) -> Reply:
     known_model(ask)
     data = await ask.json()
     count = (data.get("parameters") or {}).get("sampleCount", 1)
-    return ok({"predictions": [{"mimeType": "image/png", "bytesBase64Encoded": _PIXEL}] * int(count)})
+    return ok({"predictions": [{"mimeType": "image/png", "bytesBase64Encoded": PIXEL}] * int(count)})
 
 
 async def _events(ask: Ask, model: str, data: Json) -> AsyncGenerator[Json | bytes, None]:
     """What a stream says, event by event; bytes are events that are already JSON."""
     digest, prompt = ask.arrival.sha256, tokens(data)
-    if size := _size(model):
+    if size := wanted_bytes(model):
         head, tail = _filler_frame(model, digest)
-        filler = b"x" * (_EVENT_BYTES - len(head) - len(tail) - len(b"data: \r\n\r\n"))
+        filler = b"x" * (EVENT_BYTES - len(head) - len(tail) - len(b"data: \r\n\r\n"))
         event = b"".join((head, filler, tail)).replace(b"\n", b"")
-        for _ in range(max(1, size // _EVENT_BYTES)):
+        for _ in range(max(1, size // EVENT_BYTES)):
             yield event
         return
-    if match := _EVENTS.fullmatch(model):
-        pieces = [f"event {n} " for n in range(int(match[1]))]
+    if count := wanted_events(model):
+        pieces = [f"event {n} " for n in range(count)]
         interval = 0.0
     elif model == "stand-in-slow":
         pieces = [f"event {n} " for n in range(int(_number(ask, "events", 10)))]
@@ -227,24 +224,9 @@ async def _array(events: AsyncGenerator[Json | bytes, None]) -> AsyncGenerator[b
     yield b"]" if between != b"[" else b"[]"
 
 
-def _size(model: str) -> int:
-    """Bytes that the model's name asks for, 0 if it asks for none."""
-    match = _BYTES.fullmatch(model)
-    return int(match[1]) * _UNITS[match[2]] if match else 0
-
-
 def _filler_frame(model: str, digest: str) -> tuple[bytes, bytes]:
     head, _, tail = compact(answer(model, "\0", digest, 1)).partition(b"\\u0000")
     return head, tail
-
-
-async def _filler(head: bytes, size: int, tail: bytes) -> AsyncGenerator[bytes, None]:
-    yield head
-    piece = b"x" * _EVENT_BYTES
-    while size > 0:
-        yield piece[: min(size, _EVENT_BYTES)]
-        size -= _EVENT_BYTES
-    yield tail
 
 
 def _number(ask: Ask, name: str, default: float) -> float:

@@ -50,10 +50,7 @@ async def generic(ask: Ask, method: str) -> Reply:
 
 
 async def _get(found: Resource) -> Reply:
-    if found.settle is not None:
-        settle, found.settle = found.settle, None
-        await settle()
-    return ok(found.data)
+    return ok(await found.looked_at())
 
 
 async def _create(ask: Ask) -> Reply:

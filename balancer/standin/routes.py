@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable
 
-from balancer.standin import answers, batches, files, gemini, made, openai, stores, uploads
+from balancer.standin import answers, batches, files, gemini, google_openai, made, stores, uploads
 from balancer.standin.answers import Refusal, Reply
 from balancer.standin.ask import Ask
 
@@ -38,10 +38,11 @@ _TABLE: tuple[tuple[str, re.Pattern[str], Handler], ...] = tuple(
         ("POST", r"fileSearchStores/[^/]+:importFile", stores.import_file),
         ("POST", r"tunedModels", made.tune),
         ("POST", r"auth_tokens", made.create_token),
-        ("POST", r"openai/chat/completions", openai.chat),
-        ("POST", r"openai/embeddings", openai.embeddings),
-        ("GET", r"openai/models", openai.models),
-        ("GET", r"openai/models/.+", openai.model),
+        ("POST", r"openai/chat/completions", google_openai.chat),
+        ("POST", r"openai/embeddings", google_openai.embeddings),
+        ("POST", r"openai/images/generations", google_openai.images),
+        ("GET", r"openai/models", google_openai.models),
+        ("GET", r"openai/models/.+", google_openai.model),
     )
 )
 

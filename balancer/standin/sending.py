@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-import json
 import socket
 import struct
 import zlib
@@ -17,7 +16,7 @@ from contextlib import aclosing
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 
-from balancer.standin.answers import SSE, Reply, compact
+from balancer.standin.answers import Reply
 from balancer.standin.faults import Fault
 from balancer.standin.record import Arrival
 
@@ -25,9 +24,6 @@ _LINGER_NOT = struct.pack("ii", 1, 0)
 _MIB = 1 << 20
 _PATIENCE = 1000
 """Milliseconds that a reset waits for a slow reader to take what was written before it."""
-_OVERLOADED = {
-    "error": {"code": 503, "message": "The model is overloaded. Please try again later.", "status": "UNAVAILABLE"}
-}
 _OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 
 RAW_ANSWERS: dict[str, bytes] = {
@@ -89,8 +85,10 @@ async def send(request: web.BaseRequest, reply: Reply, arrival: Arrival) -> web.
     return response
 
 
-async def send_faulty(request: web.BaseRequest, reply: Reply, arrival: Arrival, fault: Fault) -> web.StreamResponse:
-    """The reply with something wrong about it."""
+async def send_faulty(
+    request: web.BaseRequest, reply: Reply, arrival: Arrival, fault: Fault, error_event: bytes
+) -> web.StreamResponse:
+    """The reply with something wrong about it. `error_event` is how a stream of its dialect says that it failed."""
     match fault.name:
         case "stall-head":
             await waiting(fault)
@@ -99,14 +97,18 @@ async def send_faulty(request: web.BaseRequest, reply: Reply, arrival: Arrival, 
         case "gzip":
             reply = _gzipped(reply)
         case "gzip-bomb":
-            reply = Reply(_bomb(fault.size or 200 * _MIB), headers=[("Content-Encoding", "gzip")])
+            reply = Reply(_bomb(fault.size or 200 * _MIB), headers=[("Content-Encoding", "gzip")], frame=reply.frame)
         case "interim":
             _transport(request).write(
                 b"HTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </x>; rel=preload\r\n\r\n"
             )
         case "error-event":
             reply = Reply(
-                _with_error(pieces(reply.body), fault, reply), reply.status, reply.content_type, reply.headers
+                _with_error(pieces(reply.body), fault.after, error_event),
+                reply.status,
+                reply.content_type,
+                reply.headers,
+                frame=reply.frame,
             )
         case "drip":
             reply.length = len(reply.body) if isinstance(reply.body, bytes) else reply.length
@@ -222,17 +224,13 @@ async def _with_trailers(request: web.BaseRequest, reply: Reply, arrival: Arriva
     return Silent(keep=True)
 
 
-async def _with_error(body: AsyncGenerator[bytes, None], fault: Fault, reply: Reply) -> AsyncGenerator[bytes, None]:
-    left = fault.after
+async def _with_error(body: AsyncGenerator[bytes, None], left: int, event: bytes) -> AsyncGenerator[bytes, None]:
     async for piece in body:
         if left == 0:
             break
         yield piece
         left -= 1
-    if reply.content_type == SSE:
-        yield b"data: %b\r\n\r\n" % compact(_OVERLOADED)
-    else:
-        yield b",\r\n" + json.dumps(_OVERLOADED).encode() + b"]"
+    yield event
 
 
 async def _dripping(body: AsyncGenerator[bytes, None], fault: Fault) -> AsyncGenerator[bytes, None]:
@@ -254,8 +252,9 @@ async def _stalling(body: AsyncGenerator[bytes, None], fault: Fault) -> AsyncGen
 def _gzipped(reply: Reply) -> Reply:
     headers = [*reply.headers, ("Content-Encoding", "gzip")]
     if isinstance(reply.body, bytes):
-        return Reply(gzip.compress(reply.body, 1, mtime=0), reply.status, reply.content_type, headers)
-    return Reply(_deflating(reply.body), reply.status, reply.content_type, headers)
+        whole = gzip.compress(reply.body, 1, mtime=0)
+        return Reply(whole, reply.status, reply.content_type, headers, frame=reply.frame)
+    return Reply(_deflating(reply.body), reply.status, reply.content_type, headers, frame=reply.frame)
 
 
 async def _deflating(body: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:

@@ -22,14 +22,24 @@ from balancer.clock import Clock
 from balancer.standin.answers import Json, refuse
 
 IN_MEMORY = 1 << 20
+KEPT_BYTES = 256 << 20
+"""Bytes in memory above which a shelf with a limit lets its oldest resources go."""
 _PIECE = 256 << 10
+
+
+@dataclass(slots=True)
+class Held:
+    """Bytes that many blobs together have in memory."""
+
+    size: int = 0
 
 
 class Blob:
     """Bytes of any size at constant memory: written once from front to back, read as often as one likes."""
 
-    def __init__(self) -> None:
+    def __init__(self, held: Held | None = None) -> None:
         self.size = 0
+        self._held = held or Held()
         self._memory = bytearray()
         self._file: IO[bytes] | None = None
         self._flushed = 0
@@ -46,8 +56,10 @@ class Blob:
         self._hash.update(data)
         self._memory += data
         self.size += len(data)
+        self._held.size += len(data)
         if len(self._memory) > IN_MEMORY:
             piece, self._memory = self._memory, bytearray()
+            self._held.size -= len(piece)
             offset = self._flushed
             self._flushed += len(piece)
             await asyncio.shield(asyncio.to_thread(self._spill, offset, piece))
@@ -69,6 +81,8 @@ class Blob:
 
     def close(self) -> None:
         with self._lock:
+            if not self._closed:
+                self._held.size -= len(self._memory)
             self._closed = True
             if self._file is not None:
                 self._file.close()
@@ -101,7 +115,16 @@ class Resource:
     serial: int
     blob: Blob | None = None
     expires: float | None = None
+    aside: Blob | None = None
+    """What is kept beside its data and asked for by another path."""
     settle: Callable[[], Awaitable[None]] | None = field(default=None, repr=False)
+
+    async def looked_at(self) -> Json:
+        """Its data now that someone looks."""
+        if self.settle is not None:
+            settle, self.settle = self.settle, None
+            await settle()
+        return self.data
 
 
 @dataclass(slots=True, eq=False)
@@ -121,18 +144,20 @@ class Upload:
 
 
 class Shelf:
-    """All resources of all projects."""
+    """All resources of all projects: with a `limit` the newest so many of them, and what of their bytes fits into 256 MiB."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, limit: int | None = None) -> None:
         self._clock = clock
+        self._limit = limit
         self._resources: dict[tuple[str, str], Resource] = {}
         self._serials = itertools.count(1)
         self._numbers: dict[str, itertools.count[int]] = {}
         self._seed = secrets.token_hex(8)
         self._blobs: set[Blob] = set()
+        self.held = Held()
 
     def blob(self) -> Blob:
-        blob = Blob()
+        blob = Blob(self.held)
         self._blobs.add(blob)
         return blob
 
@@ -140,10 +165,10 @@ class Shelf:
         self._blobs.discard(blob)
         blob.close()
 
-    def fresh(self, collection: str, prefix: str = "") -> str:
+    def fresh(self, collection: str, prefix: str = "", length: int = 12) -> str:
         """A name that nobody has had, in this process or any other."""
         digest = hashlib.sha256(f"{self._seed}{next(self._serials)}".encode()).digest()
-        return f"{collection}/{prefix}{base64.b32encode(digest).decode().lower()[:12]}"
+        return f"{collection}/{prefix}{base64.b32encode(digest).decode().lower()[:length]}"
 
     def numbered(self, collection: str) -> str:
         """The next plain name of a collection that the stand-in knows nothing about: x1, x2 …"""
@@ -158,7 +183,13 @@ class Shelf:
         expires = None if lifetime is None else self._clock.wall() + lifetime
         resource = Resource(project, name, data, next(self._serials), blob, expires)
         self._resources[project, name] = resource
+        if self._limit is not None:
+            self._keep_within(self._limit)
         return resource
+
+    def _keep_within(self, limit: int) -> None:
+        while len(self._resources) > limit or (self.held.size > KEPT_BYTES and len(self._resources) > 1):
+            self._let_go(next(iter(self._resources.values())))
 
     def get(self, project: str, name: str) -> Resource | None:
         found = self._resources.get((project, name))
@@ -171,15 +202,19 @@ class Shelf:
         """The resource and everything below its name."""
         below = [r for r in self._resources.values() if r.project == resource.project and under(r, resource.name)]
         for gone in [resource, *below]:
-            self._resources.pop((gone.project, gone.name), None)
-            if gone.blob is not None:
-                self.discard(gone.blob)
+            self._let_go(gone)
 
     def children(self, project: str, collection: str) -> list[Resource]:
         """Direct members of a collection, newest first."""
         names = [name for owner, name in self._resources if owner == project and name.rpartition("/")[0] == collection]
         found = [resource for name in names if (resource := self.get(project, name)) is not None]
         return sorted(found, key=lambda resource: -resource.serial)
+
+    def _let_go(self, resource: Resource) -> None:
+        self._resources.pop((resource.project, resource.name), None)
+        for blob in (resource.blob, resource.aside):
+            if blob is not None:
+                self.discard(blob)
 
     def close(self) -> None:
         self._resources.clear()
