@@ -15,15 +15,17 @@ import contextlib
 import re
 import ssl
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, cast
 
 import structlog
-from aiohttp import web
-from aiohttp.http import HttpRequestParser
+from aiohttp import StreamReader, web
+from aiohttp.http import HttpRequestParser, RawRequestMessage, StreamWriter
 from aiohttp.http_exceptions import BadHttpMessage, HttpProcessingError, LineTooLong
+from aiohttp.web_protocol import _PAYLOAD_ACCESS_ERROR, ERROR, _ErrInfo
 
 from balancer.errors import ProxyError
+from balancer.surfaces.base import RelayedResponse
 
 log = structlog.get_logger()
 
@@ -72,18 +74,20 @@ class RepairingParser:
     one read stays refused.
     """
 
-    __slots__ = ("_fresh", "_head", "_on_head", "_parser", "_payload", "message_consumed")
+    __slots__ = ("_awaited", "_feed", "_fresh", "_head", "_on_head", "_parser", "_payload", "message_consumed")
 
     def __init__(self, fresh: Callable[[], Any], on_head: Callable[[bool], None]) -> None:
         """`on_head(complete)` is told when a head has begun (False) and when it is complete (True)."""
         self._fresh = fresh
         self._on_head = on_head
+        self._awaited = True
         self._head = b""
         self._payload: Any = None
         self._adopt(fresh())
 
     def _adopt(self, parser: Any) -> None:
         self._parser = parser
+        self._feed = parser.feed_data
         self.message_consumed = parser.message_consumed
 
     def __getattr__(self, name: str) -> Any:
@@ -96,7 +100,7 @@ class RepairingParser:
         if between and len(self._head) <= _HEAD_LIMIT:
             self._head = self._head + data if self._head else data
         try:
-            result = self._parser.feed_data(data)
+            result = self._feed(data)
         except HttpProcessingError as refused:
             result = self._again(refused)
         messages = result[0]
@@ -105,15 +109,20 @@ class RepairingParser:
                 raise BadHttpMessage("not HTTP/1")
             self._head = b""
             self._payload = messages[-1][1]
-            self._on_head(True)
-        elif between and data:
-            self._on_head(False)
+            if self._awaited:
+                self._await_head(False)
+        elif between and data and not self._awaited:
+            self._await_head(True)
         return result  # type: ignore[no-any-return]
+
+    def _await_head(self, awaited: bool) -> None:
+        self._awaited = awaited
+        self._on_head(not awaited)
 
     def _again(self, refused: HttpProcessingError) -> Any:
         head, rest = self._head, b""
         self._head = b""
-        self._on_head(True)
+        self._await_head(False)
         if _DUPLICATE.search(str(refused.message)) is None or len(head) > _HEAD_LIMIT:
             raise refused
         head, end, rest = head.partition(b"\r\n\r\n")
@@ -121,7 +130,7 @@ class RepairingParser:
         if not end or repaired is None:
             raise refused
         self._adopt(self._fresh())
-        return self._parser.feed_data(repaired + end + rest)
+        return self._feed(repaired + end + rest)
 
 
 class Listeners:
@@ -240,6 +249,92 @@ class _Connection(web.RequestHandler):
         if listeners.emptied is not None and not listeners.connections and not listeners.emptied.done():
             listeners.emptied.set_result(None)
 
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        """Only where it was paused: aiohttp asks at the end of every body and parses nothing at all for it."""
+        if self._reading_paused:
+            super().resume_reading(resume_parser)
+
+    async def start(self) -> None:
+        """aiohttp's loop over the connection's requests, but for the task that it makes for each: to make one, to switch to it
+        and to be woken by it is 2 % of a small request. What a task keeps apart, context variables, nothing of ours sets;
+        a client that leaves cancels this one (`connection_lost`), and with it whatever its request awaits.
+        """
+        messages = self._messages
+        while not self._force_close:
+            if not messages:
+                self._waiter = self._loop.create_future()
+                try:
+                    await self._waiter
+                finally:
+                    self._waiter = None
+            message, payload = messages.popleft()
+            request, answering = self._begun(message, payload)
+            try:
+                response, left = await answering
+                if left:
+                    break
+                self._keepalive = bool(response.keep_alive)
+                if not payload.is_eof():
+                    await self._linger(payload)
+                payload.set_exception(_PAYLOAD_ACCESS_ERROR)
+            except ConnectionError:
+                break
+            except Exception as failure:
+                # Its way, not `log`: what its parser quotes of the request is left out there.
+                self.log_exception("Unhandled exception", exc_info=failure)
+                self.force_close()
+            except BaseException:
+                self.force_close()
+                raise
+            finally:
+                request._task = None  # type: ignore[assignment]  # a cycle else
+            if not self._stays():
+                break
+        if not self._force_close:
+            self._task_handler = None
+            if self.transport is not None:
+                self.transport.close()
+
+    def _begun(
+        self, message: RawRequestMessage | _ErrInfo, payload: StreamReader
+    ) -> tuple[web.BaseRequest, Coroutine[Any, Any, tuple[web.StreamResponse, bool]]]:
+        """The next request, and what answers it."""
+        loop, manager, factory, handler = self._loop, self._manager, self._request_factory, self._request_handler
+        assert manager is not None
+        assert factory is not None
+        assert handler is not None
+        if self._parser is not None:
+            self._parser.message_consumed()
+        if self._buffer_paused and len(self._messages) <= self._msg_queue_resume_size:
+            self._resume_reading_if_drained()
+        manager.requests_count += 1
+        if isinstance(message, _ErrInfo):
+            handler = self._make_error_handler(message)
+            message = ERROR
+        task = self._task_handler or asyncio.current_task(loop)
+        assert task is not None
+        request = factory(message, payload, self, StreamWriter(self, loop), task)
+        return request, self._handle_request(request, None, handler)
+
+    def _stays(self) -> bool:
+        """Whether the connection waits for another request; it does not do so for ever."""
+        if not self._keepalive or self._close or self._force_close:
+            return False
+        self._next_keepalive_close_time = when = self._loop.time() + self._keepalive_timeout
+        if self._keepalive_handle is None:
+            self._keepalive_handle = self._loop.call_at(when, self._process_keepalive)
+        return True
+
+    async def _linger(self, payload: StreamReader) -> None:
+        """Read and throw away what is left of a body for a while; close behind the answer what does not end in it."""
+        if not self._force_close and self._lingering_time:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._lingering_time):
+                    while not payload.is_eof():
+                        await payload.readany()
+        if not payload.is_eof() and not self._force_close:
+            self.close()
+
     def _on_head(self, complete: bool) -> None:
         heads = self._listeners.heads
         if complete:
@@ -253,7 +348,11 @@ class _Connection(web.RequestHandler):
         """Sends the answer. Where it ends the connection while bytes are still coming, our side is closed and they are
         thrown away until the client closes its own, for LINGER at most: a close with bytes unread would be a reset, and
         the answer lost in it (RFC 9112 section 9.6). aiohttp does so for what is left of a body."""
-        sent = await super().finish_response(request, resp, start_time)
+        if isinstance(resp, RelayedResponse) and not self._upgraded:
+            request._finish()
+            sent: tuple[web.StreamResponse, bool] = resp, False  # it has been sent: aiohttp would find nothing to do
+        else:
+            sent = await super().finish_response(request, resp, start_time)
         transport = self.transport
         coming = self._refused or not (resp.keep_alive or request.content.is_eof())
         if not coming or transport is None or not transport.can_write_eof():

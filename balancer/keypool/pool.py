@@ -45,6 +45,9 @@ __all__ = [
 JUMP = 1.0
 """Seconds by which the wall clock must depart from the monotonic one to have jumped."""
 MAX_RINGS = 512
+_OK = Verdict.OK
+_OF_ONE_KEY = (Scope.KEY_MODEL, Scope.KEY)
+_OF_EVERY_MODEL = (Scope.PROJECT, Scope.KEY)
 
 
 class KeyPool:
@@ -157,8 +160,11 @@ class KeyPool:
 
     # Learning
 
-    def report(self, lease: Lease, judgement: Judgement, *, tokens: int | None = None) -> None:
-        """End a lease and learn from its answer. `tokens` is the true number. A second report of a lease is ignored."""
+    def report(self, lease: Lease, judgement: Judgement, *, tokens: int | None = None, free: bool = False) -> None:
+        """End a lease and learn from its answer. `tokens` is the true number. A second report of a lease is ignored.
+
+        `free`: it cost nothing, so that its success says nothing of what the key may spend and ends no rest.
+        """
         if lease.ended:
             return
         lease.ended = True
@@ -170,8 +176,8 @@ class KeyPool:
         freed = slot.quota is not None and self._settle(slot, lease, tokens)
         if judgement.project is not None:
             self._version += self._roster.learn(slot, judgement.project)
-        if judgement.verdict is Verdict.OK:
-            if self._outage.watching or slot.rests.by_model or slot.project.rests.by_model:
+        if judgement.verdict is _OK:
+            if not free and (self._outage.watching or slot.rests.by_model or slot.project.rests.by_model):
                 self._succeeded(slot, lease)
         elif judgement.verdict is Verdict.KEY or judgement.verdict is Verdict.UPSTREAM:
             self._refused(slot, lease, judgement)
@@ -183,7 +189,7 @@ class KeyPool:
         quota = slot.quota
         if quota is None:
             return False
-        freed = quota.full(slot.in_flight + 1) and not slot.full
+        freed = quota.concurrency == slot.in_flight + 1  # it was full until now
         if tokens is not None:
             now = self._monotonic()
             estimate = lease.tokens if lease.key.tpm else 0  # the limit may be younger than the lease
@@ -226,7 +232,7 @@ class KeyPool:
             kind,
             slot,
             (each for each in self._roster.slots.values() if each.disabled is None),
-            by_project=isinstance(judgement.action, Rest) and judgement.action.scope is not Scope.KEY_MODEL,
+            by_project=isinstance(judgement.action, Rest) and judgement.action.scope not in _OF_ONE_KEY,
             reason=judgement.reason or kind,
             begun=lease.started,
             now=now,
@@ -239,8 +245,8 @@ class KeyPool:
         return finding is not Finding.ALONE
 
     def _rest(self, slot: Slot, lease: Lease, rest: Rest, judgement: Judgement, now: float) -> None:
-        rests = slot.rests if rest.scope is Scope.KEY_MODEL else slot.project.rests
-        model: Model = EVERY if rest.scope is Scope.PROJECT else lease.model
+        rests = slot.rests if rest.scope in _OF_ONE_KEY else slot.project.rests
+        model: Model = EVERY if rest.scope in _OF_EVERY_MODEL else lease.model
         before = rests.saved(model)
         wall = self._clock.wall()
         news = rests.refuse(model, rest, judgement.reason, begun=lease.started, now=now, wall=wall)
@@ -305,12 +311,19 @@ class KeyPool:
         self._wake()
         return True
 
+    def disable(self, key: Key, judgement: Judgement) -> None:
+        """Disable a key for what is known without asking: nothing where it is disabled, or not of this pool."""
+        slot = self._roster.slots.get(key.fingerprint)
+        if slot is not None and slot.disabled is None:
+            self._disable(slot, judgement, self._monotonic())
+
     # Probes
 
-    def due_probes(self) -> list[Key]:
-        """Disabled keys to be asked now, each once until `probe_result` is told."""
+    def due_probes(self, hopeless: Callable[[Key], bool] = lambda key: False) -> list[Key]:
+        """Disabled keys to be asked now, each once until `probe_result` is told; none that are `hopeless`."""
         now = self._monotonic()
         due = [slot for slot in self._roster.slots.values() if slot.disabled is not None and slot.disabled.due(now)]
+        due = [slot for slot in due if not hopeless(slot.key)]
         for slot in due:
             if slot.disabled is not None:
                 slot.disabled.probing = True
@@ -358,6 +371,11 @@ class KeyPool:
     def _emit(self, event: Event) -> None:
         if self.on_event is not None:
             self.on_event(event)
+
+    @property
+    def keys(self) -> tuple[Key, ...]:
+        """All of them, in the order of the configuration."""
+        return tuple(slot.key for slot in self._roster.slots.values())
 
     def key(self, fingerprint: str) -> Key | None:
         slot = self._roster.slots.get(fingerprint)

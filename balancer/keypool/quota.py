@@ -41,33 +41,31 @@ def quota_day(wall: float) -> tuple[float, float]:
 class Window:
     """A sum over the last 60 s that never counts too little. Times must not decrease."""
 
-    __slots__ = ("_buckets", "_total")
+    __slots__ = ("_buckets", "amount")
 
     def __init__(self) -> None:
         self._buckets: deque[_Bucket] = deque()
-        self._total = 0
-
-    @property
-    def amount(self) -> int:
+        self.amount = 0
         """What was counted and not forgotten yet: at least the sum of the last 60 s."""
-        return self._total
 
     def total(self, now: float) -> int:
         buckets = self._buckets
         while buckets and buckets[0].last + MINUTE <= now:
-            self._total -= buckets.popleft().amount
-        return self._total
+            self.amount -= buckets.popleft().amount
+        return self.amount
 
     def add(self, amount: int, now: float) -> None:
         if not amount:
             return
-        self.total(now)
-        if not self._buckets or now - self._buckets[-1].first >= BUCKET:
-            self._buckets.append(_Bucket(now))
-        newest = self._buckets[-1]
+        buckets = self._buckets
+        newest = buckets[-1] if buckets else None
+        if newest is None or now - newest.first >= BUCKET:
+            self.total(now)
+            newest = _Bucket(now)
+            buckets.append(newest)
         newest.last = now
         newest.amount += amount
-        self._total += amount
+        self.amount += amount
 
     def take_back(self, amount: int, counted: float, now: float) -> bool:
         """Undo up to `amount` of what was counted at that time; False if that is forgotten already."""
@@ -76,7 +74,7 @@ class Window:
             if bucket.first <= counted:
                 amount = min(amount, bucket.amount) if counted <= bucket.last else 0
                 bucket.amount -= amount
-                self._total -= amount
+                self.amount -= amount
                 return amount > 0
         return False
 
@@ -127,10 +125,10 @@ class DayCount:
 class Quota:
     """The declared limits of one key and what was used of them. A limit of None or 0 does not limit."""
 
-    __slots__ = ("_clock", "_day", "_requests", "_rpd", "_rpm", "_tokens", "_tpm", "concurrency")
+    __slots__ = ("_day", "_requests", "_rpd", "_rpm", "_tokens", "_tpm", "_wall", "concurrency")
 
     def __init__(self, key: Key, clock: Clock) -> None:
-        self._clock = clock
+        self._wall = clock.wall
         self._requests = Window()
         self._tokens = Window()
         self._day = DayCount()
@@ -155,7 +153,7 @@ class Quota:
         return (
             (not self._rpm or self._requests.amount < self._rpm)
             and (not self._tpm or self._tokens.amount + tokens < self._tpm)
-            and (not self._rpd or (day.count < self._rpd and self._clock.wall() < day.ends))
+            and (not self._rpd or (day.count < self._rpd and self._wall() < day.ends))
         )
 
     def back(self, tokens: int, now: float) -> tuple[float, str]:
@@ -167,7 +165,7 @@ class Quota:
             room = max(0, min(self._tpm - 1, self._tpm - tokens))
             when, why = max((when, why), (self._tokens.at_most(room, now), "tpm limit"))
         if self._rpd:
-            wall = self._clock.wall()
+            wall = self._wall()
             end = self._day.end(wall)
             if self._day.count >= self._rpd:
                 when, why = max((when, why), (now + (end - wall) + CALENDAR_SLACK, "rpd limit"))
@@ -179,7 +177,7 @@ class Quota:
         if self._tpm:
             self._tokens.add(tokens, now)
         if self._rpd:
-            self._day.end(self._clock.wall())
+            self._day.end(self._wall())
             self._day.count += 1
 
     def correct(self, estimate: int, actual: int, *, counted: float, now: float) -> bool:

@@ -101,7 +101,7 @@ class Slot:
         quota = self.quota
         if quota is None:
             return True
-        if now < self.shut_until or self.full:
+        if now < self.shut_until or quota.full(self.in_flight):
             return False
         if quota.roomy(tokens) or quota.back(tokens, now)[0] <= now:
             return True

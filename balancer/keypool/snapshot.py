@@ -10,6 +10,7 @@ from balancer.keypool.cooldown import Cooldown, Every, Model
 from balancer.keypool.slot import Slot
 
 State = Literal["ready", "resting", "disabled"]
+ReachState = Literal["up", "doubted", "down"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,16 @@ class PoolSnapshot:
     in_flight: int
     requests: int
     counts: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class ReachSnapshot:
+    """Whether the upstream can be reached (reach.py), since when, and why not. `next_probe_wall`: where it is not simply up."""
+
+    state: ReachState
+    since_wall: float
+    reason: str
+    next_probe_wall: float | None
 
 
 def condition(slot: Slot, now: float) -> tuple[State, str, float | None]:

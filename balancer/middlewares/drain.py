@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from aiohttp import web
-from aiohttp.typedefs import Handler, Middleware
-
-from balancer.web import RECORD
+from balancer.model import Record
 
 
 class Drain:
@@ -15,18 +12,22 @@ class Drain:
 
     def __init__(self) -> None:
         self.draining = False
+        self.begun = asyncio.Event()
+        """Set with `draining`: for those who hold a connection and would not end by themselves."""
         self.in_flight = 0
         self._idle = asyncio.Event()
         self._idle.set()
 
     def begin(self) -> None:
         self.draining = True
+        self.begun.set()
 
     async def idle(self) -> None:
         """Returns when nothing is in flight."""
         await self._idle.wait()
 
-    def enter(self) -> None:
+    def enter(self, record: Record) -> None:
+        record.close = self.draining
         self.in_flight += 1
         self._idle.clear()
 
@@ -34,19 +35,3 @@ class Drain:
         self.in_flight -= 1
         if not self.in_flight:
             self._idle.set()
-
-
-def drain(state: Drain) -> Middleware:
-    @web.middleware
-    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-        state.enter()
-        request[RECORD].close = state.draining
-        try:
-            response = await handler(request)
-            if state.draining and not response.prepared:
-                response.force_close()
-            return response
-        finally:
-            state.leave()
-
-    return middleware

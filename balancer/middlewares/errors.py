@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 
 import structlog
@@ -21,27 +20,33 @@ def errors(default: Callable[[], Surface]) -> Middleware:
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-        record = request[RECORD]
         try:
             return await handler(request)
-        except ProxyError as error:
-            failure = error
-        except web.HTTPException as refused:
-            failure = _from_aiohttp(request, refused)
-        except ClientStalled as stalled:
-            failure = ProxyError(408, "request_timeout", f"The client fell silent: {stalled}.", close=True)
-        except (ClientGone, ConnectionError) as gone:
-            record.error = "client left"
-            raise ConnectionResetError("client left") from gone
-        except asyncio.CancelledError:
-            record.error = "client left"
-            raise
-        except Exception:
-            log.exception("internal error", request_id=record.request_id, surface=record.surface)
-            failure = ProxyError(500, "internal_error", "An internal error; the log has it under this request id.")
-        return _answer(request, record, failure, default)
+        except Exception as failure:
+            return answer_to(failure, request, request[RECORD], default)
 
     return middleware
+
+
+def answer_to(
+    failure: Exception, request: web.Request, record: Record, default: Callable[[], Surface]
+) -> web.StreamResponse:
+    """The answer that tells of a failure. Raises ConnectionResetError where there is nobody, or no way, to tell."""
+    match failure:
+        case ProxyError():
+            return _answer(request, record, failure, default)
+        case web.HTTPException():
+            return _answer(request, record, _from_aiohttp(request, failure), default)
+        case ClientStalled():
+            stalled = ProxyError(408, "request_timeout", f"The client fell silent: {failure}.", close=True)
+            return _answer(request, record, stalled, default)
+        case ClientGone() | ConnectionError():
+            record.error = "client left"
+            raise ConnectionResetError("client left") from failure
+        case _:
+            log.error("internal error", exc_info=failure, request_id=record.request_id, surface=record.surface)
+            told = ProxyError(500, "internal_error", "An internal error; the log has it under this request id.")
+            return _answer(request, record, told, default)
 
 
 def _answer(

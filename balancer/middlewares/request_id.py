@@ -26,24 +26,41 @@ def new_id() -> str:
     return f"{_PROCESS}{next(_numbers):06x}"
 
 
+def begin(request: web.Request, now: float, surfaces: Sequence[Surface]) -> Record:
+    """The request's record, begun `now` (monotonic), and the surface that claims it.
+
+    `X-Request-Id` of the caller is kept where it is harmless in a log; else one is made.
+    """
+    given = request.headers.get("X-Request-Id")
+    usable = given is not None and _USABLE.fullmatch(given) is not None
+    record = Record(now, given if usable and given is not None else new_id(), request.method)
+    record.path = request.raw_path.partition("?")[0]
+    request[RECORD] = record
+    for surface in surfaces:
+        if surface.claims(request):
+            request[SURFACE] = surface
+            record.surface = surface.name
+            break
+    return record
+
+
+def mark(response: web.StreamResponse, record: Record) -> None:
+    """Tell the caller the id, and what else the record has for it, in an answer that has not begun."""
+    if response.prepared:
+        return
+    if "X-Request-Id" not in response.headers:
+        response.headers["X-Request-Id"] = record.request_id
+    response.headers.extend(record.fields)
+
+
 def request_id(clock: Clock, surfaces: Callable[[], Sequence[Surface]]) -> Middleware:
-    """`X-Request-Id` of the caller is kept where it is harmless in a log; else one is made. Also finds the surface."""
+    """The same as a middleware of its own."""
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-        given = request.headers.get("X-Request-Id")
-        usable = given is not None and _USABLE.fullmatch(given) is not None
-        record = Record(clock.monotonic(), given if usable and given is not None else new_id(), request.method)
-        record.path = request.raw_path.partition("?")[0]
-        request[RECORD] = record
-        for surface in surfaces():
-            if surface.claims(request):
-                request[SURFACE] = surface
-                record.surface = surface.name
-                break
+        record = begin(request, clock.monotonic(), surfaces())
         response = await handler(request)
-        if not response.prepared and "X-Request-Id" not in response.headers:
-            response.headers["X-Request-Id"] = record.request_id
+        mark(response, record)
         return response
 
     return middleware

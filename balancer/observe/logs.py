@@ -2,7 +2,8 @@
 
     structlog logger ─┐
     stdlib records  ──┼→ mask every string → JSON or console line → Sink (stream or file)
-    access lines    ──┘   (access lines: only what others wrote)
+    info()          ──┤
+    access lines    ──┘   (access lines: only what others wrote; access.py)
 
 Nothing here raises into the code that logs. A line that cannot be made or written is dropped and counted.
 """
@@ -13,30 +14,29 @@ import json
 import logging
 import re
 import sys
+import time
 import traceback
 from collections.abc import Callable, Mapping, MutableMapping
 from datetime import UTC, datetime
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
 import orjson
 import structlog
 
+from balancer.model import Record
+from balancer.observe.access import AccessLines, printable
 from balancer.observe.redaction import Redactor
 from balancer.observe.sink import Sink
 
 Format = Literal["auto", "console", "json"]
 Event = MutableMapping[str, Any]
 
-OFTEN = ("path", "model", "method")
-FREE_TEXT = ("error", "request_id", "session")
-"""Fields of an access line whose text comes from outside; the others are words of ours."""
-
 _OPTIONS = orjson.OPT_UTC_Z | orjson.OPT_NON_STR_KEYS | orjson.OPT_APPEND_NEWLINE
 _DEEPEST = 8
 """Levels of nesting that an event may have; what lies deeper is written as text."""
 _QUOTE = re.compile(r":?\s*(?:b?['\"]|\n|$)")
+_QUIET = frozenset({"debug", "info"})
 _COLOURS = {"debug": "\x1b[2m", "warning": "\x1b[33m", "error": "\x1b[31m", "critical": "\x1b[1;31m"}
 
 
@@ -50,7 +50,20 @@ def configure(level: str, format: Format, file: Path | None, redactor: Redactor,
     logs = Logs(sink, redactor, console=console)
     logs.set_level(level)
     _take_over(_Bridge(logs))
+    global _configured  # noqa: PLW0603 - a process has one, as structlog's own configuration is one
+    _configured = logs
     return logs
+
+
+_configured: Logs | None = None
+
+
+def info(event: str, **fields: str | None) -> None:
+    """An event that calls of a session write each time: past structlog, which would take three times as long."""
+    if _configured is None:
+        structlog.get_logger().info(event, **fields)
+    elif _configured.accepts(logging.INFO):
+        _configured.quiet("info", event, fields)
 
 
 def _take_over(bridge: _Bridge) -> None:
@@ -67,27 +80,27 @@ class Logs:
 
     def __init__(self, sink: Sink, redactor: Redactor, *, console: bool) -> None:
         self._sink = sink
-        self.set_redactor(redactor)
         self._console = console
         self._level = logging.INFO
-        self._waiting: list[bytes] = []
+        self._waiting: list[bytes | tuple[Record, float, float]] = []
         self.later: Callable[[Callable[[], None]], object] | None = None
-        """Runs something in a moment. With it, the access lines of that moment are written together; events never wait."""
+        """Runs something in a moment. With it, the access lines and quiet events of that moment are written together."""
+        self.set_redactor(redactor)
 
     @property
     def dropped(self) -> int:
         return self._sink.dropped
 
     def set_redactor(self, redactor: Redactor) -> None:
+        self.flush()
         self._mask = redactor.text
-        self._mask_often = lru_cache(1024)(redactor.text)
-        """For words that come again and again."""
+        self._lines = AccessLines(redactor.text)
 
     def set_level(self, level: str) -> None:
         """debug, info, warning, error or critical. Loggers that were bound before keep the level they were bound with."""
         self._level = logging.getLevelNamesMapping()[level.upper()]
         structlog.configure(
-            processors=[structlog.contextvars.merge_contextvars, self._process],
+            processors=[self._process],
             wrapper_class=structlog.make_filtering_bound_logger(self._level),
             logger_factory=lambda *_: self._sink,
             cache_logger_on_first_use=False,
@@ -109,46 +122,63 @@ class Logs:
     def flush(self) -> None:
         """Write the access lines that wait."""
         if self._waiting:
-            lines, self._waiting = b"".join(self._waiting), []
-            self._sink.write(lines)
+            waiting, self._waiting = self._waiting, []
+            self._sink.write(b"".join([each if isinstance(each, bytes) else self._line(*each) for each in waiting]))
 
-    def access(self, fields: Mapping[str, Any]) -> None:
-        """Write the line of one request."""
-        if self._level > logging.INFO:
-            return
+    def _line(self, record: Record, now: float, wall: float) -> bytes:
+        """The line of one request; b"" where it cannot be made."""
         try:
-            line: dict[str, Any] = {"timestamp": datetime.now(UTC), "level": "info", "event": "request", **fields}
-            often, mask = self._mask_often, self._mask
-            for name in OFTEN:
-                value = line.get(name)
-                if value is not None:
-                    line[name] = often(value)
-            for name in FREE_TEXT:
-                value = line.get(name)
-                if value is not None:
-                    line[name] = mask(value)
-            data = _access_console(line) if self._console else _json(line)
-            if self.later is None or self._console:
-                self._sink.write(data)
-                return
-            if not self._waiting:
-                self.later(self.flush)
-            self._waiting.append(data)
+            made = self._lines.console if self._console else self._lines.json
+            return made(record, now, wall)
         except Exception:
             self._sink.dropped += 1
+            return b""
+
+    def access(self, record: Record, now: float) -> None:
+        """Write the line of one request, which is over at `now` (monotonic) and changes no more.
+
+        Lines that wait are made when they are written: one after the other they cost half.
+        """
+        if self._level > logging.INFO:
+            return
+        done = (record, now, time.time())
+        if self.later is None or self._console:
+            self._sink.write(self._line(*done))
+        else:
+            self._wait(done, self.later)
+
+    def _wait(self, what: bytes | tuple[Record, float, float], later: Callable[[Callable[[], None]], object]) -> None:
+        if not self._waiting:
+            later(self.flush)
+        self._waiting.append(what)
 
     def event(self, level: str, event: str, fields: Mapping[str, Any]) -> None:
         """Write one event, whatever the level that is set."""
         self.flush()
         self._sink.write(self._render({"level": level, "event": event, **fields}))
 
+    def quiet(self, level: str, event: str, fields: Mapping[str, Any]) -> None:
+        """Write one event that is no news to an operator: it may wait with the access lines, in its place among them."""
+        line = self._render({"level": level, "event": event, **fields})
+        if self.later is not None and not self._console:
+            self._wait(line, self.later)
+        else:
+            self.flush()
+            self._sink.write(line)
+
     def accepts(self, level: int) -> bool:
         return level >= self._level
 
     def _process(self, _: Any, method: str, event: Event) -> bytes:
-        """The last processor of structlog: its result is what the sink's method is called with."""
-        self.flush()
+        """The last processor of structlog: its result is what the sink's method is called with.
+
+        What is no news to an operator waits with the access lines, in its place among them; the rest never does.
+        """
         event["level"] = method
+        if self.later is not None and method in _QUIET and not self._console:
+            self._wait(self._render(event), self.later)
+            return b""
+        self.flush()
         return self._render(event)
 
     def _render(self, event: Event) -> bytes:
@@ -257,34 +287,13 @@ def _console(line: dict[str, Any], *, colour: bool) -> bytes:
     if colour and level in _COLOURS:
         shown = f"{_COLOURS[level]}{shown}\x1b[0m"
     fields = "".join(f" {name}={_value(value)}" for name, value in line.items())
-    text = f"{time.astimezone():%H:%M:%S} {shown} {_printable(str(event))}{fields}\n"
+    text = f"{time.astimezone():%H:%M:%S} {shown} {printable(str(event))}{fields}\n"
     if trace:
-        text += "".join(f"    {_printable(row)}\n" for row in trace.splitlines())
+        text += "".join(f"    {printable(row)}\n" for row in trace.splitlines())
     return text.encode("utf-8", "backslashreplace")
-
-
-def _access_console(line: dict[str, Any]) -> bytes:
-    """`12:30:05 200 POST /v1beta/… 812 ms (first byte 640, own 0.4) client gemini/ab12cd34 …`."""
-    get = line.get
-    text = f"{line['timestamp'].astimezone():%H:%M:%S} {get('status')} {get('method')} {get('path')} {get('ms')} ms"
-    if get("ttfb_ms") is not None:
-        text += f" (first byte {get('ttfb_ms')}, own {get('overhead_ms')})"
-    text += f" {get('client') or '-'}"
-    if get("upstream"):
-        text += f" → {get('upstream')}/{get('key')}"
-    if (get("attempts") or 0) > 1:
-        text += f" in {get('attempts')} attempts"
-    if get("error"):
-        text += f" {get('error')}"
-    return _printable(f"{text} [{get('request_id')}]").encode("utf-8", "backslashreplace") + b"\n"
 
 
 def _value(value: Any) -> str:
     if isinstance(value, str):
-        return _printable(value) if value and " " not in value else repr(value)
-    return _printable(str(value))
-
-
-def _printable(text: str) -> str:
-    """The text with control characters escaped: nobody's request steers the operator's terminal."""
-    return text if text.isprintable() else "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+        return printable(value) if value and " " not in value else repr(value)
+    return printable(str(value))

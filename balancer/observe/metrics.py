@@ -7,7 +7,7 @@ words of ours or of the configuration, never a client's, so that the number of s
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from http import HTTPStatus
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 Pools = Callable[[], Iterable[tuple[str, Mapping[str, int], Mapping[str, int]]]]
 """Asks for each upstream's name and the number of its keys in each state."""
+Reached = Callable[[], Iterable[tuple[str, bool]]]
+"""Asks for each upstream's name and whether it is up."""
 
 FIRST_BYTE_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 """Seconds. Models think long: the upper end is where first-byte timeouts stand."""
@@ -43,10 +45,27 @@ class Histogram:
         self._counts[bisect_left(self._bounds, value)] += 1
         self.total += value
 
+    @property
+    def seen(self) -> bool:
+        return any(self._counts)
+
     def buckets(self) -> list[tuple[str, float]]:
         """Cumulative counts by upper bound, as the exposition format has them."""
         bounds = [*map(str, self._bounds), "+Inf"]
         return list(zip(bounds, map(float, accumulate(self._counts)), strict=True))
+
+
+class _Served:
+    """What was counted of one surface."""
+
+    __slots__ = ("bytes_in", "bytes_out", "first_byte", "overhead", "statuses")
+
+    def __init__(self) -> None:
+        self.statuses: Counter[int] = Counter()
+        self.bytes_in = 0
+        self.bytes_out = 0
+        self.first_byte = Histogram(FIRST_BYTE_BUCKETS)
+        self.overhead = Histogram(OVERHEAD_BUCKETS)
 
 
 class Metrics:
@@ -55,11 +74,7 @@ class Metrics:
     def __init__(self, in_flight: Callable[[], int] = int, log_drops: Callable[[], int] = int) -> None:
         self._in_flight = in_flight
         self._log_drops = log_drops
-        self._requests: Counter[tuple[str, str]] = Counter()
-        self._bytes_in: Counter[str] = Counter()
-        self._bytes_out: Counter[str] = Counter()
-        self._first_byte: dict[str, Histogram] = {}
-        self._overhead: dict[str, Histogram] = {}
+        self._surfaces: defaultdict[str, _Served] = defaultdict(_Served)
 
     def request_done(
         self,
@@ -71,19 +86,20 @@ class Metrics:
         bytes_out: int,
     ) -> None:
         """One request, when it is over. Seconds are None where no byte was sent."""
-        self._requests[surface, _STATUSES.get(status) or _class(status)] += 1
-        self._bytes_in[surface] += bytes_in
-        self._bytes_out[surface] += bytes_out
+        served = self._surfaces[surface]
+        served.statuses[status] += 1
+        served.bytes_in += bytes_in
+        served.bytes_out += bytes_out
         if ttfb_s is not None:
-            _observe(self._first_byte, surface, FIRST_BYTE_BUCKETS, ttfb_s)
+            served.first_byte.observe(ttfb_s)
         if overhead_s is not None:
-            _observe(self._overhead, surface, OVERHEAD_BUCKETS, overhead_s)
+            served.overhead.observe(overhead_s)
 
-    def exposition(self, pools: Pools) -> bytes:
+    def exposition(self, pools: Pools, reached: Reached = tuple) -> bytes:
         """Everything as text (version 0.0.4)."""
         from prometheus_client.exposition import generate_latest  # noqa: PLC0415 - memory and start-up time
 
-        page = _Page(lambda: self._families(pools))
+        page = _Page(lambda: self._families(pools, reached))
         self._registry.register(page)
         try:
             return generate_latest(self._registry)
@@ -99,35 +115,34 @@ class Metrics:
         ProcessCollector(registry=registry)
         return registry
 
-    def _families(self, pools: Pools) -> Iterator[Metric]:
+    def _families(self, pools: Pools, reached: Reached) -> Iterator[Metric]:
         from prometheus_client.metrics_core import (  # noqa: PLC0415
             CounterMetricFamily,
             GaugeMetricFamily,
             HistogramMetricFamily,
         )
 
-        def counter(
-            name: str, text: str, labels: tuple[str, ...], counts: Iterable[tuple[tuple[str, ...], int]]
-        ) -> Metric:
-            family = CounterMetricFamily(name, text, labels=labels)
-            for values, count in counts:
-                family.add_metric(values, count)
-            return family
-
-        def histogram(name: str, text: str, by_surface: Mapping[str, Histogram]) -> Metric:
-            family = HistogramMetricFamily(name, text, labels=("surface",))
-            for surface, each in by_surface.items():
-                family.add_metric((surface,), each.buckets(), each.total)
-            return family
-
-        def single(counts: Mapping[str, int]) -> Iterator[tuple[tuple[str], int]]:
-            return (((surface,), count) for surface, count in counts.items())
-
-        yield counter("balancer_requests", "Requests answered.", ("surface", "status"), self._requests.items())
-        yield counter("balancer_received_bytes", "Bytes of request bodies.", ("surface",), single(self._bytes_in))
-        yield counter("balancer_sent_bytes", "Bytes of answer bodies.", ("surface",), single(self._bytes_out))
-        yield histogram("balancer_first_byte_seconds", "Time to the first byte of the answer.", self._first_byte)
-        yield histogram("balancer_overhead_seconds", "The proxy's own part of that time.", self._overhead)
+        requests = CounterMetricFamily("balancer_requests", "Requests answered.", labels=("surface", "status"))
+        received = CounterMetricFamily("balancer_received_bytes", "Bytes of request bodies.", labels=("surface",))
+        sent = CounterMetricFamily("balancer_sent_bytes", "Bytes of answer bodies.", labels=("surface",))
+        first_byte = HistogramMetricFamily(
+            "balancer_first_byte_seconds", "Time to the first byte of the answer.", labels=("surface",)
+        )
+        overhead = HistogramMetricFamily(
+            "balancer_overhead_seconds", "The proxy's own part of that time.", labels=("surface",)
+        )
+        for surface, served in self._surfaces.items():
+            labelled: Counter[str] = Counter()
+            for status, count in served.statuses.items():
+                labelled[_STATUSES.get(status) or _class(status)] += count
+            for label, count in labelled.items():
+                requests.add_metric((surface, label), count)
+            received.add_metric((surface,), served.bytes_in)
+            sent.add_metric((surface,), served.bytes_out)
+            for family, histogram in ((first_byte, served.first_byte), (overhead, served.overhead)):
+                if histogram.seen:
+                    family.add_metric((surface,), histogram.buckets(), histogram.total)
+        yield from (requests, received, sent, first_byte, overhead)
         keys = GaugeMetricFamily("balancer_keys", "Keys by state.", labels=("upstream", "state"))
         attempts = CounterMetricFamily(
             "balancer_attempts", "Requests sent to upstreams.", labels=("upstream", "verdict")
@@ -137,8 +152,12 @@ class Metrics:
                 keys.add_metric((upstream, state), count)
             for verdict, count in verdicts.items():
                 attempts.add_metric((upstream, verdict), count)
+        up = GaugeMetricFamily("balancer_upstream_up", "1 while the upstream can be reached.", labels=("upstream",))
+        for upstream, reachable in reached():
+            up.add_metric((upstream,), float(reachable))
         yield keys
         yield attempts
+        yield up
         yield GaugeMetricFamily("balancer_in_flight", "Requests being served.", value=self._in_flight())
         yield CounterMetricFamily("balancer_log_lines_dropped", "Log lines lost.", value=self._log_drops())
 
@@ -156,10 +175,3 @@ class _Page:
 
 def _class(status: int) -> str:
     return f"{status // 100}xx" if 100 <= status < 600 else "other"
-
-
-def _observe(histograms: dict[str, Histogram], surface: str, bounds: tuple[float, ...], value: float) -> None:
-    histogram = histograms.get(surface)
-    if histogram is None:
-        histogram = histograms[surface] = Histogram(bounds)
-    histogram.observe(value)

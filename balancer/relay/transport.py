@@ -11,7 +11,7 @@ import functools
 import ssl
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 import aiohttp
 from aiohttp import StreamReader
@@ -23,7 +23,7 @@ from yarl import URL
 
 from balancer.errors import AnswerBroken, AnswerCut, AnswerLost, ConnectFailed
 from balancer.model import Outbound
-from balancer.relay.watchdog import Phase, Watchdog
+from balancer.relay.watchdog import CLIENT, IDLE, Watchdog
 
 POOL_IDLE = 30.0
 """Seconds an unused connection is kept: below every provider's own limit, so that it is seldom found dead."""
@@ -56,6 +56,10 @@ class Answer(Protocol):
 
     async def pump(self, sink: Sink, watchdog: Watchdog) -> None:
         """Hand the body to `sink` as it comes, to its true end. Raises AnswerCut."""
+        ...
+
+    def unread(self) -> bytes:
+        """What had arrived when the body broke off, and was not handed on: all that will ever be known of it."""
         ...
 
     def close(self) -> None:
@@ -97,13 +101,31 @@ class _Connection(ResponseHandler):
             # A reader that the end of the last good chunk has just woken looks for data and end, not for exceptions.
             payload.feed_eof()
 
-    def set_response_params(self, *, skip_payload: bool = False, **params: Any) -> None:
-        """The parser goes on where the last answer ended; a new one is made only where it must read differently."""
-        if self._parser is None or skip_payload or self._skip_payload:
-            super().set_response_params(skip_payload=skip_payload, **params)
+    def expect(self, *, body: bool) -> None:
+        """Get ready for one answer; `body`: it may have one. The parser goes on where the last answer ended; a new one is
+        made only where it must read differently.
+        """
+        if self._parser is None or self._skip_payload or not body:
+            self.set_response_params(
+                skip_payload=not body,
+                read_until_eof=True,
+                auto_decompress=False,
+                max_line_size=FIELD_LIMIT,
+                max_field_size=FIELD_LIMIT,
+            )
+
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        """Only where it was paused: aiohttp asks for it at every read of a body."""
+        if self._reading_paused:
+            super().resume_reading(resume_parser)
 
     def is_connected(self) -> bool:
-        return super().is_connected() and not self._buffer and not self._tail
+        transport = self.transport
+        return transport is not None and not transport.is_closing() and not self._buffer and not self._tail
+
+
+AnswerMaker = Callable[[Connection, Callable[[Connection | None], None]], "HttpAnswer"]
+"""Of a connection, and what is to be called once with the connection, if it is left usable."""
 
 
 class HttpTransport:
@@ -124,7 +146,7 @@ class HttpTransport:
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout)
         url = URL(base_url)
         self._origin = str(url.origin())
-        self._host = url.host_port_subcomponent or ""
+        self._host_line = f"Host: {url.host_port_subcomponent or ''}"
         self._absolute = proxy is not None and url.scheme == "http"
         self._way = aiohttp.ClientRequest(
             "GET", url.origin(), loop=self._loop, proxy=URL(proxy) if proxy is not None else None
@@ -137,13 +159,18 @@ class HttpTransport:
         self._closing: asyncio.Future[None] | None = None
 
     async def send(
-        self, outbound: Outbound, content: bytes | AsyncIterator[bytes] | None, length: int | None
+        self,
+        outbound: Outbound,
+        content: bytes | AsyncIterator[bytes] | None,
+        length: int | None,
+        answering: AnswerMaker | None = None,
     ) -> HttpAnswer:
+        """As `Transport` says. `answering` makes the answer, where it is to be more than one that is read."""
         self._busy += 1
         answer: HttpAnswer | None = None
         try:
             connection = self._reusable() or await self._connector.connect(self._way, [], self._timeout)
-            answer = HttpAnswer(connection, self._done)
+            answer = (answering or HttpAnswer)(connection, self._done)
             await answer.ask(outbound.method, self._head(outbound, content, length), content, length)
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.ClientHttpProxyError) as broken:
             raise ConnectFailed(_describe(broken)) from broken
@@ -165,7 +192,7 @@ class HttpTransport:
     def _head(self, outbound: Outbound, content: bytes | AsyncIterator[bytes] | None, length: int | None) -> bytes:
         """The request's head. No field can end early: what they are made of was parsed, or checked with the configuration."""
         target = outbound.url if self._absolute else outbound.url.removeprefix(self._origin)
-        lines = [f"{outbound.method} {target} HTTP/1.1", f"Host: {self._host}"]
+        lines = [f"{outbound.method} {target} HTTP/1.1", self._host_line]
         lines += [f"{name}: {value}" for name, value in outbound.headers]
         if isinstance(content, bytes):
             lines.append(f"Content-Length: {len(content)}")
@@ -186,7 +213,7 @@ class HttpTransport:
         while idle:
             connection, _ = idle.pop()
             protocol = connection.protocol
-            if protocol is not None and protocol.is_connected() and not protocol.should_close:
+            if protocol is not None and not protocol.should_close and protocol.is_connected():
                 return connection
             connection.close()
         return None
@@ -231,13 +258,8 @@ class HttpAnswer:
         protocol = self._connection.protocol
         if protocol is None or protocol.transport is None:
             raise aiohttp.ServerDisconnectedError
-        protocol.set_response_params(
-            skip_payload=method == "HEAD",
-            read_until_eof=True,
-            auto_decompress=False,
-            max_line_size=FIELD_LIMIT,
-            max_field_size=FIELD_LIMIT,
-        )
+        assert isinstance(protocol, _Connection)
+        protocol.expect(body=method != "HEAD")
         if content is None or isinstance(content, bytes):
             protocol.transport.write(head + content if content else head)
         else:
@@ -262,7 +284,7 @@ class HttpAnswer:
     async def pump(self, sink: Sink, watchdog: Watchdog) -> None:
         content = self._content
         while True:
-            watchdog.phase(Phase.IDLE)
+            watchdog.phase(IDLE)
             try:
                 piece = content.read_nowait(-1)
                 if not piece:
@@ -273,10 +295,13 @@ class HttpAnswer:
             except (aiohttp.ClientError, HttpProcessingError, OSError) as broken:
                 raise AnswerCut(_describe(broken)) from broken
             if piece:
-                watchdog.phase(Phase.CLIENT)
+                watchdog.phase(CLIENT)
                 await sink.write(piece)
                 if content.at_eof() and content.exception() is None:
                     return  # a body whose framing broke is at its end too, and must not look whole
+
+    def unread(self) -> bytes:
+        return b"".join(self._content._read_nowait_chunk(-1) for _ in range(len(self._content._buffer)))
 
     def close(self) -> None:
         done, self._done = self._done, None
@@ -287,8 +312,8 @@ class HttpAnswer:
             self._upload.cancel()
         protocol = self._connection.protocol
         whole = sent and self.status and self._content.is_eof()
-        if whole and protocol is not None and protocol.is_connected() and not protocol.should_close:
-            done(self._connection)
+        if whole and protocol is not None and not protocol.should_close:
+            done(self._connection)  # whether it is still open is looked at when it is wanted again
         else:
             self._connection.close()
             done(None)

@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import enum
-from functools import lru_cache
 from types import TracebackType
 
-from balancer.errors import AnswerCut, ClientStalled, FirstByteTimeout
+from balancer.errors import AnswerStalled, ClientStalled, FirstByteTimeout
 from balancer.model import Timeouts
 
 
@@ -28,19 +27,29 @@ class Phase(enum.Enum):
     CLIENT = "client"
 
 
+FIRST_BYTE, IDLE, CLIENT = Phase.FIRST_BYTE, Phase.IDLE, Phase.CLIENT
+"""The same by their names alone: looking one up in its class costs as much as all else that `phase()` does."""
+
 _NEVER = float("inf")
+_MOST_LIMITS = 64
+
+_Limits = tuple[Timeouts, dict[Phase, float], float]
+_known: dict[int, _Limits] = {}
+"""By the identity of the timeouts, which are kept so that it stays theirs."""
 
 
-@lru_cache(maxsize=64)
-def _limits(timeouts: Timeouts) -> tuple[dict[Phase, float | None], float]:
+def _limits(timeouts: Timeouts) -> _Limits:
     """Seconds by phase, and the fewest of them."""
-    limits = {
-        Phase.UPLOAD: None,
-        Phase.FIRST_BYTE: timeouts.first_byte,
-        Phase.IDLE: timeouts.idle,
-        Phase.CLIENT: timeouts.idle,
-    }
-    return limits, min((limit for limit in limits.values() if limit is not None), default=_NEVER)
+    known = _known.get(id(timeouts))
+    if known is not None:
+        return known
+    if len(_known) >= _MOST_LIMITS:
+        _known.clear()
+    idle = _NEVER if timeouts.idle is None else timeouts.idle
+    first_byte = _NEVER if timeouts.first_byte is None else timeouts.first_byte
+    limits = {Phase.UPLOAD: _NEVER, FIRST_BYTE: first_byte, IDLE: idle, CLIENT: idle}
+    made = _known[id(timeouts)] = (timeouts, limits, min(idle, first_byte))
+    return made
 
 
 TICK = 0.02
@@ -71,11 +80,11 @@ class _Sweep:
         first = _NEVER
         for each in tuple(self.watched):
             due = each.due()
-            if due is not None and due <= now:
+            if due <= now:
                 self.watched.discard(each)
                 each.expire()
             else:
-                first = min(first, now + each.shortest(), _NEVER if due is None else due)
+                first = min(first, now + each.shortest(), due)
         self.by(max(first, now + TICK) if first < _NEVER else _NEVER)
 
 
@@ -102,21 +111,24 @@ class Watchdog:
         "_end",
         "_expired",
         "_limits",
-        "_loop",
         "_phase",
         "_shortest",
         "_since",
+        "_sweep",
         "_task",
+        "_time",
     )
 
     def __init__(self, timeouts: Timeouts, remaining: float | None = None, spent: float = 0.0) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._limits, self._shortest = _limits(timeouts)
-        self._phase = Phase.FIRST_BYTE
-        self._since = now = self._loop.time()
-        self._deadline = None if remaining is None else now + remaining
-        self._end = None if timeouts.total is None else now + timeouts.total - spent
-        task = asyncio.current_task(self._loop)
+        loop = asyncio.get_running_loop()
+        self._sweep = _sweep_of(loop)
+        self._time = loop.time
+        _, self._limits, self._shortest = _limits(timeouts)
+        self._phase = FIRST_BYTE
+        self._since = now = loop.time()
+        self._deadline = _NEVER if remaining is None else now + remaining
+        self._end = _NEVER if timeouts.total is None else now + timeouts.total - spent
+        task = asyncio.current_task(loop)
         assert task is not None
         self._task = task
         self._cancelling = 0
@@ -125,22 +137,20 @@ class Watchdog:
     def phase(self, phase: Phase) -> None:
         """Begin this wait now; also the sign of life within one."""
         self._phase = phase
-        self._since = self._loop.time()
+        self._since = self._time()
 
     def __enter__(self) -> Watchdog:
         self._cancelling = self._task.cancelling()
-        sweep = _sweep_of(self._loop)
-        sweep.watched.add(self)
+        self._sweep.watched.add(self)
         wake = self._since + self._shortest
-        if wake < sweep.wake or self._deadline is not None or self._end is not None:
-            due = self.due()
-            sweep.by(wake if due is None or wake < due else due)
+        wake = self._deadline if self._deadline < wake else wake
+        self._sweep.by(self._end if self._end < wake else wake)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        _sweep_of(self._loop).watched.discard(self)
+        self._sweep.watched.discard(self)
         # As asyncio.timeout does it: a cancellation is ours if we asked for it and nobody else has.
         if self._expired and self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
             raise self._verdict() from value
@@ -150,9 +160,14 @@ class Watchdog:
             case Phase.FIRST_BYTE | Phase.UPLOAD:
                 return FirstByteTimeout("no answer within the time allowed")
             case Phase.IDLE:
-                return AnswerCut("the upstream fell silent in the middle of its answer")
+                return AnswerStalled("the upstream fell silent in the middle of its answer")
             case Phase.CLIENT:
                 return ClientStalled("the client takes nothing of its answer")
+
+    @property
+    def expired(self) -> bool:
+        """The present wait has lasted too long: what cancels the block is this."""
+        return self._expired
 
     def shortest(self) -> float:
         return self._shortest
@@ -161,11 +176,7 @@ class Watchdog:
         self._expired = True
         self._task.cancel()
 
-    def due(self) -> float | None:
-        limit = self._limits[self._phase]
-        ends = [self._since + limit] if limit is not None else []
-        if self._deadline is not None and self._phase in (Phase.FIRST_BYTE, Phase.UPLOAD):
-            ends.append(self._deadline)
-        if self._end is not None:
-            ends.append(self._end)
-        return min(ends, default=None)
+    def due(self) -> float:
+        """When the present wait has lasted too long; infinity where nothing limits it."""
+        patience = self._deadline if self._phase in (FIRST_BYTE, Phase.UPLOAD) else _NEVER
+        return min(self._since + self._limits[self._phase], patience, self._end)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 
 from aiohttp import web
-from aiohttp.abc import AbstractStreamWriter
 from aiohttp.helpers import rfc822_formatted_time
+from aiohttp.http import HttpVersion11
 from aiohttp.web_exceptions import HTTPException
-from multidict import CIMultiDict
 
-from balancer.errors import ClientGone, ClientStalled, ProxyError
+from balancer.errors import AnswerBroken, ClientGone, ClientStalled, ProxyError
 from balancer.model import Headers, Record
 
 
@@ -66,51 +67,41 @@ class ClientBody:
 
 
 class RelayedResponse(web.StreamResponse):
-    """A response that adds nothing to its head, and lets the head wait for the first bytes of the body."""
+    """What aiohttp's server is told of an answer that `ClientReply` has written itself: only whether the connection stays."""
 
-    _send_headers_immediately = False
+    prepared = True
 
-    async def _start(self, request: web.BaseRequest) -> AbstractStreamWriter:
-        """The head without what aiohttp would add to it: the upstream's fields, our framing, and Connection where it closes."""
-        self._req = request
-        writer = self._payload_writer = request.writer
-        headers = self._headers
-        if self._keep_alive is None:
-            self._keep_alive = request.keep_alive
-        modern = request.version >= (1, 1)
-        if self._must_be_empty_body:
-            headers.popall("Transfer-Encoding", None)
-            if request.method != "HEAD" and self.status != 304:
-                headers.popall("Content-Length", None)  # RFC 9110 section 8.6: 1xx and 204 have none
-        elif (length := headers.get("Content-Length")) is not None:
-            writer.length = int(length)
-        elif modern:
-            writer.enable_chunking()
-            headers["Transfer-Encoding"] = "chunked"
-        else:
-            self._keep_alive = False
-        if "Date" not in headers:
-            headers["Date"] = rfc822_formatted_time()
-        if not self._keep_alive:
-            headers["Connection"] = "close"
-        elif not modern:
-            headers["Connection"] = "keep-alive"
-        await writer.write_headers(f"HTTP/1.{1 if modern else 0} {self._status} {self._reason}", headers)
-        return writer
+    def __init__(self, status: int, reason: str, keep_alive: bool) -> None:
+        # The parent's own constructor makes maps for fields and cookies, of which an answer that is written has no use.
+        self._status = status
+        self._reason = reason
+        self._keep_alive = keep_alive
 
-    def send_head(self) -> None:
-        if self._payload_writer is not None:
-            self._payload_writer.send_headers()
+    async def prepare(self, request: web.BaseRequest) -> None:
+        """Nothing: it is."""
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        """Nothing: what is missing was cut."""
 
 
 class ClientReply:
-    """The answer's way back, as a `relay.stream.Reply`."""
+    """The answer's way back, as a `relay.stream.Reply`: the upstream's fields, our framing, and nothing that aiohttp would add.
 
-    __slots__ = ("_record", "_request", "response")
+    The head waits for the first bytes of the body, so that both leave in one write.
+    """
+
+    __slots__ = ("_chunked", "_empty", "_head", "_left", "_protocol", "_record", "_request", "_writer", "response")
 
     def __init__(self, request: web.Request, record: Record) -> None:
         self._request = request
         self._record = record
+        self._protocol = request.protocol
+        self._writer = request.writer
+        self._head = b""
+        self._left: int | None = None
+        """Bytes of the body still to come, where Content-Length says so."""
+        self._chunked = False
+        self._empty = False
         self.response: RelayedResponse | None = None
 
     @property
@@ -118,41 +109,106 @@ class ClientReply:
         return self.response is not None
 
     async def start(self, status: int, reason: str, headers: Headers) -> None:
-        self._record.status = status
-        response = self.response = RelayedResponse(status=status, reason=reason, _real_headers=CIMultiDict(headers))
-        if "X-Request-Id" not in response.headers:
-            response.headers["X-Request-Id"] = self._record.request_id
-        if self._record.close:
-            response.force_close()
-        await response.prepare(self._request)
+        """Raises AnswerBroken for fields that would end early or begin another answer."""
+        request, record = self._request, self._record
+        modern = request.version >= HttpVersion11
+        if status == 204:
+            headers = [field for field in headers if field[0].lower() != "content-length"]  # RFC 9110 section 8.6
+        lines = [f"HTTP/1.{1 if modern else 0} {status} {reason}"]
+        said = {}
+        for name, value in headers:
+            lines.append(f"{name}: {value}")
+            if len(name) in _NOTED_LENGTHS and (lower := name.lower()) in _NOTED:
+                said[lower] = value
+        if "content-length" in said:
+            self._left = int(said["content-length"])
+        if "x-request-id" not in said:
+            lines.append(f"X-Request-Id: {record.request_id}")
+        lines += [f"{name}: {value}" for name, value in record.fields]
+        keep_alive = request.keep_alive and not record.close
+        self._empty = status in (204, 304) or request.method == "HEAD"
+        if self._left is None and not self._empty:
+            self._chunked = modern
+            keep_alive = keep_alive and modern
+            if modern:
+                lines.append("Transfer-Encoding: chunked")
+        if "date" not in said:
+            lines.append(f"Date: {rfc822_formatted_time()}")
+        if not keep_alive:
+            lines.append("Connection: close")
+        elif not modern:
+            lines.append("Connection: keep-alive")
+        self._head = _head(lines)
+        record.status = status
+        self.response = RelayedResponse(status, reason, keep_alive)
 
     def flush(self) -> None:
-        assert self.response is not None
-        try:
-            self.response.send_head()
-        except ConnectionError as gone:
-            raise ClientGone from gone
+        if self._head:
+            self._send(b"")
 
     async def write(self, data: bytes) -> None:
-        assert self.response is not None
-        try:
-            await self.response.write(data)
-        except ConnectionError as gone:
-            raise ClientGone from gone
+        if self._left is not None:
+            data = data[: self._left]
+            self._left -= len(data)
+        if not data or self._empty:
+            return
+        self._send(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+        if self._protocol.writing_paused:
+            await self._drain()
 
     async def finish(self) -> None:
-        assert self.response is not None
+        if self._chunked:
+            self._send(b"0\r\n\r\n")
+        else:
+            self.flush()
+        if self._protocol.writing_paused:
+            await self._drain()
+
+    def _send(self, data: bytes) -> None:
+        transport = self._protocol.transport
+        if transport is None or transport.is_closing():
+            raise ClientGone
+        if self._head:
+            data, self._head = self._head + data, b""
+        self._writer.output_size += len(data)
+        transport.write(data)
+
+    async def _drain(self) -> None:
         try:
-            await self.response.write_eof()
+            await self._writer.drain()
         except ConnectionError as gone:
             raise ClientGone from gone
 
     def cut(self) -> None:
         """What was written still arrives; the missing end is seen. Where no framing would show it, the connection is reset."""
-        response, transport = self.response, self._request.transport
-        if transport is None or response is None:
+        transport = self._protocol.transport
+        if transport is None or self.response is None:
             return
-        framed = response.content_length is not None or self._request.version >= (1, 1)
-        if not framed:
-            transport.abort()
-        self._request.protocol.force_close()
+        if self._left is None and not self._chunked:
+            _reset(transport)
+        self._protocol.force_close()
+
+
+_NO_LINGER = struct.pack("ii", 1, 0)
+
+
+def _reset(transport: asyncio.Transport) -> None:
+    """Closed with nothing to linger for, a connection ends with RST; `abort()` alone would end it as a clean end does."""
+    sock = transport.get_extra_info("socket")
+    if sock is not None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+    transport.abort()
+
+
+_NOTED = frozenset({"date", "x-request-id", "content-length"})
+"""Names, in lower case, of the fields that decide what is added to a head."""
+_NOTED_LENGTHS = frozenset(map(len, _NOTED))
+_CONTROLS = bytes(code for code in (*range(0x20), 0x7F) if code != 0x09)
+
+
+def _head(lines: list[str]) -> bytes:
+    """A head as it goes on the wire; names and values keep the bytes that the upstream sent."""
+    head = ("\r\n".join(lines) + "\r\n\r\n").encode("utf-8", "surrogateescape")
+    if len(head) - len(head.translate(None, _CONTROLS)) != 2 * (len(lines) + 1):
+        raise AnswerBroken("its head holds control characters")
+    return head

@@ -28,7 +28,7 @@ FORWARDING = frozenset({
 REQUEST_DROP = (
     CLIENT_CREDENTIALS
     | FORWARDING
-    | {"host", "content-length", "expect", "cookie", "x-session-id", "x-goog-user-project", "proxy-"}
+    | {"host", "content-length", "expect", "cookie", "x-session-id", "x-goog-user-project", "proxy-", "sec-websocket-"}
 )
 """What of a client's request no upstream may see, beside hop-by-hop fields. Framing and host are the transport's to write."""
 
@@ -90,8 +90,9 @@ def _named(connection: str, known: set[str] | None) -> set[str] | None:
 
 def first(headers: Iterable[tuple[str, str]], name: str) -> str | None:
     """The first value of a field. `name` in lower case."""
+    size = len(name)
     for field, value in headers:
-        if field.lower() == name:
+        if len(field) == size and field.lower() == name:
             return value
     return None
 

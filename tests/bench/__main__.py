@@ -39,18 +39,19 @@ from tests.bench.targets import (
 )
 
 GROUPS = ("life", "unary", "latency", "events", "ttfb", "upload", "download", "growth")
-QUICK = Scale(seconds=0.7, short=0.5, idle_streams=300, transfer=1 << 28, bindings=20_000)
+QUICK = Scale(seconds=0.25, short=0.5, idle_streams=300, transfer=1 << 28, bindings=20_000)
 FAILURES = (Broken, Died, OSError, TimeoutError)
 """What a target may do wrong. Anything else is a mistake of the bench."""
 
 METHOD = """\
 Method: the program under test on core {proxy}, load and upstream on core {load}; loopback, plain HTTP; CPU of all threads of all
-processes of a target from /proc (schedstat), memory from /proc (VmRSS); every round measures all targets in turn, {rounds} rounds
-of {seconds} s ({few} for starts, memory and transfers of {transfer} MiB), medians; each measurement is warmed up for {warm} s.
-"added" is the difference to the upstream alone in the same round. Ratios are within this run; absolute numbers do not travel.
+processes of a target from /proc (schedstat), memory from /proc (VmRSS); every round measures all targets in turn, there and back
+again: {often} rounds of {seconds} s of unary requests and of events, {rounds} of {short} s with one client, {few} of starts,
+memory and transfers of {transfer} MiB; medians; each measurement is warmed up for {warm} s. "added" is the difference to the
+upstream alone in the same round. A ratio is the median of the rounds' own ratios; absolute numbers do not travel.
 balancer: client tokens, affinity, 3 keys with rpm, rpd, tpm and concurrency limits, all timeouts, request ids, one JSON access
 line to a file, metrics. floor: tests/bench/floor.py, on uvloop as well. nginx: one worker, buffering off, no access log.
-"spread" is half the distance between the extreme rounds of balancer: smaller differences are noise."""
+"spread" is half the distance between the quartiles of the rounds' ratios to the floor: smaller differences are noise."""
 
 Measure = Callable[[Target, Scale], Awaitable[Figures]]
 PER_ROUND: dict[str, Measure] = {
@@ -59,6 +60,7 @@ PER_ROUND: dict[str, Measure] = {
     "events": figures.events,
     "ttfb": figures.first_byte,
 }
+OFTEN = frozenset({"unary", "events"})
 TRANSFERS: dict[str, Measure] = {"upload": figures.upload, "download": figures.download}
 
 
@@ -70,6 +72,8 @@ class Bench:
         self.rounds = rounds
         self.few = min(rounds, 3)
         """Rounds of what takes long and varies little."""
+        self.often = rounds * scale.slices
+        """Rounds of what is compared most closely."""
         self.groups = groups
         self.kinds = targets(names)
         self.work = work
@@ -133,10 +137,10 @@ class Bench:
                 with contextlib.suppress(*FAILURES):
                     await figures.throughput(target, self.scale)
             for group in wanted:
-                rounds = self.few if group in TRANSFERS else self.rounds
+                rounds = self.few if group in TRANSFERS else self.often if group in OFTEN else self.rounds
                 for turn in range(rounds):
                     self.say(f"{group}: round {turn + 1} of {rounds}")
-                    for target in steady:
+                    for target in reversed(steady) if turn % 2 else steady:
                         await self._measure(group, target, {**PER_ROUND, **TRANSFERS}[group])
 
     async def _measure(self, group: str, target: Target, measure: Measure) -> None:
@@ -159,8 +163,8 @@ class Bench:
                     await figures.until_answer(target)
                 for target, names in ((little, 1000), (bindings, self.scale.bindings)):
                     await figures.meet(target, names)
-                for turn in range(self.few):
-                    self.say(f"growth: round {turn + 1} of {self.few}")
+                for turn in range(self.few * self.scale.slices):
+                    self.say(f"growth: round {turn + 1} of {self.few * self.scale.slices}")
                     for name, target, what in (
                         ("10 keys", little, figures.UNARY),
                         ("200 keys", keys, figures.UNARY),
@@ -183,7 +187,9 @@ class Bench:
                 load=self.load_core,
                 rounds=self.rounds,
                 seconds=scale.seconds,
+                short=scale.short,
                 few=self.few,
+                often=self.often,
                 transfer=scale.transfer >> 20,
                 warm=scale.warm,
             ),

@@ -35,7 +35,7 @@ GIB = 1 << 30
 class Scale:
     """How long and how large. Seconds of one measurement, its warm-up, connections, streams, bytes."""
 
-    seconds: float = 1.5
+    seconds: float = 0.5
     short: float = 1.0
     warm: float = 0.25
     connections: int = 64
@@ -44,6 +44,8 @@ class Scale:
     idle_streams: int = 1000
     transfer: int = GIB
     bindings: int = 100_000
+    slices: int = 3
+    """Rounds of unary requests and of events for each round of the other figures."""
     settle: float = 1.0
     """Seconds for which streams have been idle when they are weighed."""
 

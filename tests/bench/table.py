@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import median, quantiles
 
 Results = Mapping[str, Mapping[str, Sequence[float]]]
 """Figure, target, one number a round."""
@@ -63,12 +63,28 @@ def ratio(one: float, other: float) -> str:
     return "–" if math.isnan(one) or math.isnan(other) or other <= 0 else f"{one / other:.2f}"
 
 
-def spread(results: Results, row: Row, target: str) -> str:
-    """Half the distance between the extremes of the rounds, in percent of the median."""
-    values = [value for value in results.get(row.figure, {}).get(target, ()) if not math.isnan(value)]
-    if len(values) < 2 or not (middle := median(values)):
+def ratios(results: Results, row: Row, target: str, other: str) -> list[float]:
+    """The rounds' own ratios: what disturbs the machine in a round disturbs both sides of it."""
+    measured = results.get(row.figure, {})
+    pairs = zip(measured.get(target, ()), measured.get(other, ()), strict=False)
+    return [one / two for one, two in pairs if two > 0 and not math.isnan(one)]
+
+
+def against(results: Results, row: Row, other: str) -> str:
+    """How many times `other` the program is: the median of the rounds' ratios; of what is added, the ratio of the medians."""
+    if row.over:
+        return ratio(cell(results, row, "balancer"), cell(results, row, other))
+    found = ratios(results, row, "balancer", other)
+    return f"{median(found):.2f}" if found else "–"
+
+
+def spread(results: Results, row: Row) -> str:
+    """Half the distance between the quartiles of the rounds' ratios to the floor, in percent of their median."""
+    found = ratios(results, row, "balancer", "floor")
+    if len(found) < 2 or not (middle := median(found)):
         return "–"
-    return f"±{(max(values) - min(values)) / 2 / abs(middle) * 100:.0f} %"
+    low, _, high = quantiles(found, n=4, method="inclusive")
+    return f"±{(high - low) / 2 / abs(middle) * 100:.0f} %"
 
 
 def main_table(results: Results, failed: Collection[tuple[str, str]]) -> str:
@@ -86,10 +102,10 @@ def main_table(results: Results, failed: Collection[tuple[str, str]]) -> str:
             cells["upstream"],
             cells["floor"],
             cells["balancer"],
-            ratio(values["balancer"], values["floor"]) if row.ratio else "",
-            spread(results, row, "balancer") if row.ratio else "",
+            against(results, row, "floor") if row.ratio else "",
+            spread(results, row) if row.ratio else "",
             cells["nginx"],
-            ratio(values["balancer"], values["nginx"]) if row.ratio else "",
+            against(results, row, "nginx") if row.ratio else "",
         ])  # fmt: skip
     return markdown(lines)
 

@@ -28,8 +28,14 @@ TINY = Scale(
     idle_streams=4,
     transfer=1 << 20,
     bindings=1000,
+    slices=1,
     settle=0.05,
 )
+
+
+def table_rows(results: dict[str, dict[str, list[float]]]) -> list[list[str]]:
+    lines = main_table(results, set()).splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
 @pytest.mark.timeout(120)
@@ -141,3 +147,9 @@ def test_numbers_that_are_missing_are_shown_as_missing() -> None:
     assert "FAILED" in table
     assert [cell.strip() for cell in table.splitlines()[3].split("|")][2:5] == ["10", "–", "5"]
     assert set(GROUPS) >= {"unary", "growth"}
+
+
+def test_a_ratio_is_that_of_the_rounds_so_that_a_disturbed_round_counts_for_one() -> None:
+    rounds = {"floor": [100.0, 300.0, 110.0, 100.0], "balancer": [90.0, 270.0, 220.0, 90.0]}
+    row = next(row for row in table_rows({"cpu_us": rounds}) if "CPU µs/request" in row[0])
+    assert row[4:6] == ["0.90", "±15 %"]

@@ -148,7 +148,8 @@ class PoolMachine(RuleBasedStateMachine):
         return self.clock.monotonic()
 
     def covering(self, simple: Simple, model: object) -> list[Subject]:
-        names = [(simple.group, model), (simple.group, "*every*"), ("key " + simple.key.fingerprint, model)]
+        subjects = (simple.group, "key " + simple.key.fingerprint)
+        names = [(subject, each) for subject in subjects for each in (model, "*every*")]
         return [self.subjects[name] for name in names if name in self.subjects]
 
     def rested_until(self, simple: Simple, model: object) -> float:
@@ -300,9 +301,9 @@ class PoolMachine(RuleBasedStateMachine):
             self.rest(simple, lease, judgement.action, kind)
 
     def rest(self, simple: Simple, lease: Lease, rest: Rest, kind: str | None) -> None:
-        group = "key " + simple.key.fingerprint if rest.scope is Scope.KEY_MODEL else simple.group
+        group = "key " + simple.key.fingerprint if rest.scope in (Scope.KEY_MODEL, Scope.KEY) else simple.group
         subject = self.subjects.setdefault(
-            (group, "*every*" if rest.scope is Scope.PROJECT else lease.model), Subject()
+            (group, "*every*" if rest.scope in (Scope.PROJECT, Scope.KEY) else lease.model), Subject()
         )
         if kind is None:
             subject.settle()
@@ -349,7 +350,7 @@ class PoolMachine(RuleBasedStateMachine):
         witnesses = self.refusals.setdefault(kind, {})
         witnesses[simple.key.fingerprint] = (now, simple)
         recent = [each for at, each in witnesses.values() if now - at <= 10]
-        by_project = isinstance(judgement.action, Rest) and judgement.action.scope is not Scope.KEY_MODEL
+        by_project = isinstance(judgement.action, Rest) and judgement.action.scope not in (Scope.KEY_MODEL, Scope.KEY)
         names = {each.group if by_project else each.key.fingerprint for each in recent}
         alive = {e.group if by_project else e.key.fingerprint for e in self.keys.values() if e.dead is None}
         possible = len(names | alive)

@@ -10,6 +10,7 @@ import pty
 import sys
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ import pytest
 import structlog
 from aiohttp.http_exceptions import BadStatusLine, InvalidHeader, LineTooLong
 
-from balancer.model import fingerprint
-from balancer.observe.logs import Format, Logs, configure
+from balancer.model import Record, fingerprint
+from balancer.observe.access import AccessLines
+from balancer.observe.logs import Format, Logs, configure, info
 from balancer.observe.redaction import Redactor
 
 SECRET = "pool-key-0123456789"
@@ -56,21 +58,30 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [orjson.loads(line) for line in path.read_bytes().splitlines()]
 
 
-def access_fields(**more: Any) -> dict[str, Any]:
-    return {
+NOW = 100.8125
+
+
+def record(**more: Any) -> Record:
+    """What a request came to that took 812.5 ms until `NOW`."""
+    what: dict[str, Any] = {
+        "started": 100.0,
         "request_id": "4f1d",
         "client": "team-a",
+        "surface": "gemini",
         "method": "POST",
         "path": "/v1beta/models/m:generateContent",
         "upstream": "gemini",
         "key": "ab12cd34",
         "attempts": 2,
         "status": 200,
-        "ms": 812.5,
-        "ttfb_ms": 640.25,
-        "overhead_ms": 0.412,
+        "bytes_in": 11,
+        "bytes_out": 22,
+        "first_byte": 100.64025,
+        "upstream_wait": 0.6,
+        "other_wait": 0.039838,
         **more,
     }
+    return Record(**what)
 
 
 def test_an_event_is_one_json_line(start: Callable[..., Logs], tmp_path: Path) -> None:
@@ -82,15 +93,61 @@ def test_an_event_is_one_json_line(start: Callable[..., Logs], tmp_path: Path) -
     assert (line["level"], line["event"], line["seconds"]) == ("warning", "key rests", 17.5)
 
 
+def test_quiet_events_wait_with_access_lines_in_their_order_and_warnings_send_them_off(
+    start: Callable[..., Logs], tmp_path: Path
+) -> None:
+    logs = start()
+    asked: list[Callable[[], None]] = []
+    logs.later = asked.append
+    log.info("first")
+    logs.access(record(), NOW)
+    log.info("third")
+    assert (len(asked), lines(tmp_path / "log")) == (1, [])
+    log.warning("fourth")
+    assert [line["event"] for line in lines(tmp_path / "log")] == ["first", "request", "third", "fourth"]
+    log.info("fifth")
+    asked[1]()
+    assert lines(tmp_path / "log")[-1]["event"] == "fifth"
+
+
+def test_the_short_way_of_a_session_s_events_makes_the_line_that_structlog_makes(
+    start: Callable[..., Logs], tmp_path: Path
+) -> None:
+    logs = start()
+    asked: list[Callable[[], None]] = []
+    logs.later = asked.append
+    log.info(f"met {SECRET}", client="team")
+    info(f"met {SECRET}", client="team")
+    assert (len(asked), lines(tmp_path / "log")) == (1, [])
+    logs.set_level("warning")
+    info("unheard", client="team")
+    logs.later = None
+    logs.set_level("info")
+    info("at once", client="team")
+    long, short, last = ({**line, "timestamp": ""} for line in lines(tmp_path / "log"))
+    assert short == long == {"timestamp": "", "level": "info", "event": f"met {LABEL}", "client": "team"}
+    assert last["event"] == "at once"
+
+
+def test_lines_that_wait_are_masked_by_the_secrets_of_their_time(start: Callable[..., Logs], tmp_path: Path) -> None:
+    logs = start()
+    logs.later = lambda flush: None
+    logs.access(record(path=SECRET), NOW)
+    logs.set_redactor(Redactor([]))
+    logs.close()
+    (line,) = lines(tmp_path / "log")
+    assert line["path"] == LABEL
+
+
 def test_events_below_the_level_are_not_written_and_the_level_can_change(
     start: Callable[..., Logs], tmp_path: Path
 ) -> None:
     logs = start("warning")
     log.info("quiet")
-    logs.access(access_fields())
+    logs.access(record(), NOW)
     logs.set_level("debug")
     log.debug("loud")
-    logs.access(access_fields())
+    logs.access(record(), NOW)
     assert [line["event"] for line in lines(tmp_path / "log")] == ["loud", "request"]
 
 
@@ -118,7 +175,7 @@ def test_secrets_of_a_new_configuration_are_masked_from_then_on(start: Callable[
     logs = start()
     logs.set_redactor(Redactor(["another-pool-key"]))
     log.info("another-pool-key")
-    logs.access(access_fields(path="/another-pool-key"))
+    logs.access(record(path="/another-pool-key"), NOW)
     assert "another-pool-key" not in (tmp_path / "log").read_text()
 
 
@@ -128,7 +185,7 @@ def test_secrets_of_a_new_configuration_are_masked_from_then_on(start: Callable[
         "\udcff",
         2**80,
         {1: {2: 3}},
-        object(),
+        pytest.param(object(), id="an object"),
         float("nan"),
         b"\xff",
         {"a": {"b": [{}] * 3}},
@@ -140,8 +197,19 @@ def test_secrets_of_a_new_configuration_are_masked_from_then_on(start: Callable[
 def test_whatever_is_logged_makes_a_line(start: Callable[..., Logs], tmp_path: Path, value: Any) -> None:
     logs = start()
     log.info("odd", value=value)
-    logs.access(access_fields(odd=value))
-    assert len(lines(tmp_path / "log")) == 2
+    assert len(lines(tmp_path / "log")) == 1
+    assert logs.dropped == 0
+
+
+@pytest.mark.parametrize("text", ["\udcff", '"', "\\", "\n", "\x00", "\u2028", "é🙂", "x" * 2000, ""], ids=ascii)
+def test_whatever_a_request_says_makes_one_line_that_says_it(
+    start: Callable[..., Logs], tmp_path: Path, text: str
+) -> None:
+    logs = start()
+    logs.access(record(request_id=text, method=text, path=text, model=text, error=text, client=text), NOW)
+    (line,) = lines(tmp_path / "log")
+    said = {name: line[name] for name in ("request_id", "method", "path", "model", "error", "client")}
+    assert set(said.values()) == {text.replace("\udcff", "?")}
     assert logs.dropped == 0
 
 
@@ -152,25 +220,61 @@ def test_what_cannot_be_written_at_all_is_dropped_and_counted(start: Callable[..
 
     logs = start()
     log.info("odd", value=Hostile())
-    logs.access(access_fields(path=Hostile()))
+    logs.access(record(path=Hostile()), NOW)
     assert lines(tmp_path / "log") == []
     assert logs.dropped == 2
 
 
 def test_an_access_line_has_its_fields_and_no_secret(start: Callable[..., Logs], tmp_path: Path) -> None:
-    start().access(access_fields(path=f"/v1beta/x?key={SECRET}&a=1", error=f"refused {SECRET}", model=None))
+    logs = start()
+    said = {"path": f"/v1beta/x?key={SECRET}&a=1", "error": f"refused {SECRET}"}
+    logs.access(record(**said, model=SECRET, method=SECRET, request_id=SECRET), NOW)
+    logs.access(record(), NOW)
+    masked, plain = lines(tmp_path / "log")
+    assert masked["path"] == f"/v1beta/x?key={LABEL}&a=1"
+    assert masked["error"] == f"refused {LABEL}"
+    assert {masked[name] for name in ("model", "method", "request_id")} == {LABEL}
+    sent = datetime.fromisoformat(plain.pop("timestamp"))
+    assert abs((datetime.now(UTC) - sent).total_seconds()) < 60
+    assert list(plain.items()) == [
+        ("level", "info"),
+        ("event", "request"),
+        ("request_id", "4f1d"),
+        ("client", "team-a"),
+        ("surface", "gemini"),
+        ("method", "POST"),
+        ("path", "/v1beta/models/m:generateContent"),
+        ("model", None),
+        ("upstream", "gemini"),
+        ("key", "ab12cd34"),
+        ("attempts", 2),
+        ("status", 200),
+        ("bytes_in", 11),
+        ("bytes_out", 22),
+        ("ms", 812.5),
+        ("ttfb_ms", 640.25),
+        ("overhead_ms", 0.412),
+    ]
+
+
+def test_a_client_that_left_before_an_answer_is_a_499_without_a_first_byte(
+    start: Callable[..., Logs], tmp_path: Path
+) -> None:
+    start().access(record(status=0, first_byte=None, upstream=None, key=None, attempts=0), NOW)
     (line,) = lines(tmp_path / "log")
-    assert line["event"] == "request"
-    assert line["path"] == f"/v1beta/x?key={LABEL}&a=1"
-    assert line["error"] == f"refused {LABEL}"
-    assert line["model"] is None
-    assert line["overhead_ms"] == 0.412
+    assert (line["status"], line["upstream"], line["key"], line["attempts"]) == (499, None, None, 0)
+    assert not {"ttfb_ms", "overhead_ms", "error"} & line.keys()
+
+
+def test_a_timestamp_has_its_microseconds() -> None:
+    line = AccessLines(str).json(record(), NOW, 1_000_000_000.000042)
+    assert orjson.loads(line)["timestamp"] == "2001-09-09T01:46:40.000042Z"
 
 
 def test_the_console_form_is_for_people(start: Callable[..., Logs], tmp_path: Path) -> None:
     logs = start(form="console")
-    logs.access(access_fields())
-    logs.access({"status": 401, "method": "GET", "path": "/", "ms": 0.2, "request_id": "5", "error": "missing_api_key"})
+    logs.access(record(), NOW)
+    logs.access(Record(100.0, "5", "GET", "/", status=401, error="missing_api_key"), 100.0002)
     log.warning("key rests", upstream="gemini", reason="429 per minute", seconds=17.5)
     rows = [row[9:] for row in (tmp_path / "log").read_text().splitlines()]
     assert rows == [
@@ -183,7 +287,7 @@ def test_the_console_form_is_for_people(start: Callable[..., Logs], tmp_path: Pa
 
 def test_nobodys_request_steers_the_operators_terminal(start: Callable[..., Logs], tmp_path: Path) -> None:
     logs = start(form="console")
-    logs.access(access_fields(path="/\x1b[2J\n200 GET /forged"))
+    logs.access(record(path="/\x1b[2J\n200 GET /forged"), NOW)
     log.warning("odd\x1b[0m", value="\x07", other={"a": "\x9b"})
     text = (tmp_path / "log").read_text()
     assert len(text.splitlines()) == 2
@@ -279,7 +383,7 @@ def test_a_file_that_cannot_be_opened_is_an_error_at_the_start(start: Callable[.
 def test_a_full_disk_loses_lines_and_nothing_else(start: Callable[..., Logs]) -> None:
     logs = start(file=Path("/dev/full"))
     log.info("lost")
-    logs.access(access_fields())
+    logs.access(record(), NOW)
     assert logs.dropped == 2
 
 
@@ -335,10 +439,10 @@ def test_a_terminal_gets_the_console_form_in_colour() -> None:
 
 
 def test_a_line_costs_microseconds(start: Callable[..., Logs]) -> None:
-    logs, fields = start(), access_fields()
+    logs, done = start(), record()
     began = time.process_time()
     for _ in range(2000):
-        logs.access(fields)
+        logs.access(done, NOW)
         log.warning("key rests", upstream="gemini", key="ab12cd34", reason="429 per minute", seconds=17.0)
     each = (time.process_time() - began) / 4000
     assert each < 200e-6, "about 8 microseconds on an idle core; 30 are the limit there"

@@ -273,6 +273,7 @@ def test_a_key_answer_without_action_only_counts() -> None:
     [
         (Scope.PROJECT_MODEL, {("a", "m"), ("b", "m")}),
         (Scope.KEY_MODEL, {("a", "m")}),
+        (Scope.KEY, {("a", "m"), ("a", "n"), ("a", None)}),
         (Scope.PROJECT, {("a", "m"), ("b", "m"), ("a", "n"), ("b", "n"), ("a", None), ("b", None)}),
     ],
 )
@@ -458,6 +459,20 @@ def test_probes_come_due_once_after_an_hour_and_their_results_count() -> None:
     desk.pool.probe_result(A, OK)
     assert desk.pool.next_probe() is None
     assert sorted(desk.lent(2)) == ["a", "b"]
+
+
+def test_a_key_can_be_disabled_for_what_is_known_and_is_not_probed_while_it_is_hopeless() -> None:
+    desk = Desk(A, B)
+    assert desk.pool.keys == (A, B)
+    for _ in range(2):
+        desk.pool.disable(A, Judgement(Verdict.KEY, "expired", Disable()))
+    desk.pool.disable(C, DEAD)  # not of this pool
+    assert desk.kinds() == ["disabled"]
+    assert desk.shown(A).reason == "expired"
+    assert desk.lent(3) == "bbb"
+    desk.clock.advance(3600)
+    assert desk.pool.due_probes(lambda key: key == A) == []
+    assert desk.pool.due_probes(lambda key: key == B) == [A]
 
 
 def test_a_key_disabled_again_after_a_good_probe_is_probed_after_an_hour_again() -> None:
