@@ -21,6 +21,7 @@ class ProxyError(Exception):
         close: bool = False,
         allow: str | None = None,
         param: str | None = None,
+        limit: tuple[int, int, float] | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -33,6 +34,8 @@ class ProxyError(Exception):
         """Value of the Allow field of a 405."""
         self.param = param
         """The request member at fault, where the dialect has a place for it."""
+        self.limit = limit
+        """A limit of the client's own: requests it allows, how many are left, seconds until it has room again."""
 
 
 class UpstreamError(Exception):
@@ -61,6 +64,10 @@ class FirstByteTimeout(UpstreamError):
 
 class AnswerCut(UpstreamError):
     """The body ended too early, broke its framing, or stalled past the idle timeout."""
+
+
+class AnswerStalled(AnswerCut):
+    """It stalled past the idle timeout."""
 
 
 class ClientGone(Exception):

@@ -30,6 +30,10 @@ def key_table(answer: Mapping[str, Any]) -> Iterator[str]:
     rows: list[Sequence[str]] = [_COLUMNS]
     notes: dict[int, list[str]] = {}
     for upstream in answer["upstreams"]:
+        reach = upstream.get("reach")  # a process of an earlier version tells nothing of it
+        if reach and reach["state"] == "down":
+            next_probe = _moment(reach["next_probe"], now)
+            yield f"{upstream['name']} is down since {_time(reach['since'], now)}: {reach['reason']}; next probe {next_probe}"
         if upstream["backoff"]:
             until, why = upstream["backoff"]["until"], upstream["backoff"]["reason"]
             yield f"{upstream['name']} is not called until {_moment(until, now)}: {why}"
@@ -63,11 +67,14 @@ def _moment(iso: str | None, now: datetime) -> str:
     """`14:03:12 (in 12 s)` in local time."""
     if iso is None:
         return ""
-    then = datetime.fromisoformat(iso)
-    seconds = max(0, round((then - now.astimezone(UTC)).total_seconds()))
-    local = then.astimezone()
-    day = "" if local.date() == now.astimezone().date() else f"{local:%Y-%m-%d} "
+    seconds = max(0, round((datetime.fromisoformat(iso) - now.astimezone(UTC)).total_seconds()))
     for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
         if seconds >= 2 * size:
-            return f"{day}{local:%H:%M:%S} (in {round(seconds / size)} {unit})"
-    return f"{day}{local:%H:%M:%S} (in {seconds} s)"
+            return f"{_time(iso, now)} (in {round(seconds / size)} {unit})"
+    return f"{_time(iso, now)} (in {seconds} s)"
+
+
+def _time(iso: str, now: datetime) -> str:
+    """`14:03:12` in local time, with the day where it is another."""
+    local = datetime.fromisoformat(iso).astimezone()
+    return f"{local:%H:%M:%S}" if local.date() == now.astimezone().date() else f"{local:%Y-%m-%d %H:%M:%S}"

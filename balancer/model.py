@@ -39,6 +39,7 @@ class Scope(enum.Enum):
     PROJECT_MODEL = "project x model"
     KEY_MODEL = "key x model"
     PROJECT = "project"
+    KEY = "key"
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,11 +157,11 @@ class Call:
     settled that; else the router does. `repeatable`: it changes nothing, so that it may be sent again although it was sent once
     and not answered. `edits` gives the splices of the body for an upstream, in order and without overlap.
 
-    Affinity: `names` are the resources that path and query name, `owner` is the one key owner it may go to where that is already
-    settled, `scans` says that the body may name resources, `uploads` that it begins an upload or a place for
-    uploads, `address` is where the client
-    calls from, `pages` that it shows a page of a list, whose next page only the same key can show. `streams`: the body is never
-    kept. `rewrite` (fields, owner) exchanges fields of a good answer's head.
+    Affinity: `names` are the resources that path and query name, `owner` is the one key owner it may go to where that is
+    already settled, `owned` says that it names a resource whose owner is known, `scans` that the body may name resources,
+    `uploads` that it begins an upload or a place for uploads, `address` is where the client calls from, `pages` that it shows
+    a page of a list, whose next page only the same key can show. `streams`: the body is never kept. `rewrite` (fields, owner)
+    exchanges fields of a good answer's head.
     """
 
     surface: str
@@ -178,6 +179,7 @@ class Call:
     effect: Effect = Effect.NONE
     names: list[str] = field(default_factory=list)
     owner: str | None = None
+    owned: bool = False
     scans: bool = False
     uploads: bool = False
     streams: bool = False
@@ -224,6 +226,8 @@ class Record:
     error: str | None = None
     close: bool = False
     """The connection is to be closed after this answer (drain)."""
+    fields: tuple[tuple[str, str], ...] = ()
+    """Header fields of ours that the answer gets, whoever makes it."""
 
 
 @dataclass(slots=True)

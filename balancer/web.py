@@ -1,9 +1,15 @@
-"""What middlewares and surfaces share about one HTTP request: its record, its caller, its surface, answers of ours."""
+"""What middlewares and surfaces share about one HTTP request: its record, its caller and where a caller shows who it is, its
+surface, answers of ours.
+
+A credential is looked for in every place where any SDK puts one; blank values and the schemes Basic, Digest, Negotiate and
+Token count as absent. WebSocket clients that cannot set a header offer theirs as a subprotocol.
+"""
 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Protocol
 from urllib.parse import urlsplit
 
@@ -11,6 +17,7 @@ from aiohttp import web
 
 from balancer.errors import ProxyError
 from balancer.model import Client, Record
+from balancer.routing.logins import Login
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -26,6 +33,25 @@ FORWARDING_FIELDS = (
 )
 """Fields that a proxy in front of us adds: a request that carries one is not local, whoever its TCP peer is."""
 
+_NO_CREDENTIAL_SCHEMES = frozenset({"basic", "digest", "negotiate", "token"})
+_PLACES = (
+    ("header", "X-Session-Token"),
+    ("query", "session_token"),
+    ("header", "x-goog-api-key"),
+    ("header", "x-api-key"),
+    ("header", "api-key"),
+    ("query", "key"),
+    ("query", "api_key"),
+)
+"""Where a credential may stand, behind Authorization, in the order in which they count."""
+_HEADER_PLACES = tuple(place for place in _PLACES if place[0] == "header")
+"""The same of a request without a query, as nearly all are."""
+_SUBPROTOCOLS = ("openai-insecure-api-key.", "bearer.")
+
+NO_CREDENTIAL = "未认证。请先通过 /auth/login 登录获取 Session Token，或使用 API Key 进行认证。"
+BAD_CREDENTIAL = "无效的 API Key 或 Session Token"
+"""What `missing_api_key` and `invalid_api_key` say to callers of the chat, openai and conversations surfaces."""
+
 
 class Surface(Protocol):
     """A family of routes that speaks one dialect to its callers."""
@@ -37,7 +63,14 @@ class Surface(Protocol):
         ...
 
     def recognise(self, request: web.Request) -> Client | None:
-        """The caller, where something else than a credential tells who it is. Raises ProxyError where that is no good."""
+        """The caller, where something else than a credential tells who it is. Raises ProxyError where that is no good.
+
+        ANONYMOUS where the surface looks at the credentials by itself.
+        """
+        ...
+
+    def allowed_origins(self) -> Collection[str]:
+        """Origins, in lower case, of web pages that may read answers, and call without a credential; `*` is all."""
         ...
 
     def refuse(self, error: ProxyError, request: web.BaseRequest | None = None) -> web.Response:
@@ -49,8 +82,13 @@ class Surface(Protocol):
         ...
 
 
+PUBLIC_PATHS = frozenset({"/healthz", "/readyz"})
+"""Routes of no surface, that anybody may ask."""
+
 RECORD = web.RequestKey("record", Record)
 CLIENT = web.RequestKey("client", Client)
+LOGIN = web.RequestKey("login", Login)
+"""There where the caller showed a session token."""
 SURFACE = web.RequestKey("surface", Surface)
 
 
@@ -72,9 +110,62 @@ def error_answer(error: ProxyError, body: bytes) -> web.Response:
         answer.headers["Allow"] = error.allow
     if error.retry_after is not None:
         answer.headers["Retry-After"] = str(max(1, -int(-error.retry_after // 1)))
+    if error.limit is not None:
+        allowed, left, reset = error.limit
+        answer.headers["x-ratelimit-limit-requests"] = str(allowed)
+        answer.headers["x-ratelimit-remaining-requests"] = str(left)
+        answer.headers["x-ratelimit-reset-requests"] = span(reset)
     if error.close:
         answer.force_close()
     return answer
+
+
+def span(seconds: float) -> str:
+    """A time as the x-ratelimit fields write it, rounded up: `250ms`, from one second on `12s`, `1m3s`, `1h0m0s`."""
+    if seconds < 1:
+        thousandths = max(0, math.ceil(seconds * 1000))
+        return f"{thousandths}ms" if thousandths < 1000 else "1s"
+    minutes, rest = divmod(math.ceil(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return (f"{hours}h" if hours else "") + (f"{minutes}m" if hours or minutes else "") + f"{rest}s"
+
+
+def credentials(request: web.Request) -> Iterator[str]:
+    """Every credential that a request carries, in the order in which they count."""
+    headers = request.headers
+    authorization = headers.get("Authorization")
+    if authorization:
+        scheme, blank, rest = authorization.strip().partition(" ")
+        if not blank:
+            if scheme and scheme.lower() not in (_NO_CREDENTIAL_SCHEMES | {"bearer"}):
+                yield scheme
+        elif scheme.lower() == "bearer":
+            if rest.strip():
+                yield rest.strip()
+        elif scheme.lower() not in _NO_CREDENTIAL_SCHEMES:
+            yield authorization.strip()
+    query: Mapping[str, str] = request.rel_url.query if "?" in request.raw_path else {}
+    for source, name in _PLACES if query else _HEADER_PLACES:
+        value = (headers if source == "header" else query).get(name)
+        if value and value.strip():
+            yield value.strip()
+    if "Sec-WebSocket-Protocol" in headers and headers.get("Upgrade", "").lower() == "websocket":
+        offers = ",".join(headers.getall("Sec-WebSocket-Protocol")).split(",")
+        for prefix in _SUBPROTOCOLS:
+            for offer in offers:
+                token = offer.strip()
+                if token.startswith(prefix) and token != prefix:
+                    yield token.removeprefix(prefix)
+
+
+def is_local(request: web.Request) -> bool:
+    """Whether the caller is on this machine and no proxy stands in between."""
+    return is_loopback(peer_address(request)) and not any(name in request.headers for name in FORWARDING_FIELDS)
+
+
+def is_listed(origin: str, allowed: Collection[str]) -> bool:
+    """Whether an Origin field is among configured ones (in lower case), of which `*` is all."""
+    return "*" in allowed or origin.lower() in allowed
 
 
 def peer_address(request: web.Request) -> str | None:

@@ -18,12 +18,12 @@ is taken for its maker.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from balancer.clock import Clock
 from balancer.errors import ProxyError
-from balancer.model import Call, Effect
+from balancer.model import Call, Client, Effect
 from balancer.state.base import UNCLAIMED, Bindings, Handle, Pin, Pins
 from balancer.wire.naming import Naming
 from balancer.wire.resources import MOST_NAMED, Born, Mentions
@@ -152,6 +152,25 @@ class Affinity:
             if owner is not None:
                 return now_called(owner)
         return None
+
+    async def home(self, upstreams: Sequence[str], roots: Iterable[str]) -> str | None:
+        """The first of these upstreams where one of the resources is known: for calls whose model does not say where they go."""
+        for root in roots:
+            for upstream in upstreams:
+                if await self._bindings.owners(upstream, root):
+                    return upstream
+        return None
+
+    async def owners_of(self, client: Client, upstream: str) -> Collection[str]:
+        """Who owns anything of this client's there, and perhaps some who once did."""
+        return await self._bindings.owners_of(upstream, client.name)
+
+    async def has(
+        self, client: Client, upstream: str, root: str, owner: str, now_called: Callable[[str], str] = str
+    ) -> bool:
+        """Whether a resource of this owner's is known to be this client's."""
+        bound = (await self._bindings.owners(upstream, root)).get(client.name)
+        return bound is not None and now_called(bound) == owner
 
     def _handle(self, call: Call, upstream: str) -> Handle | None:
         if call.session is not None:

@@ -266,6 +266,53 @@ async def test_a_session_token_that_nobody_gave_out_is_refused(auth: Mapping[str
             assert_refused(answer, "INVALID_API_KEY", upstream)
 
 
+# WebSocket handshakes -------------------------------------------------------------------------------------------------
+
+HANDSHAKES: dict[str, tuple[tuple[str, ...], int]] = {
+    "OpenAI's": ((f"Sec-WebSocket-Protocol: realtime, openai-insecure-api-key.{RIGHT}, openai-beta.realtime-v1",), 200),
+    "a bearer": ((f"Sec-WebSocket-Protocol: bearer.{RIGHT}",), 200),
+    "without blanks": ((f"Sec-WebSocket-Protocol: realtime,bearer.{RIGHT}",), 200),
+    "in a second line": (("Sec-WebSocket-Protocol: realtime", f"Sec-WebSocket-Protocol: bearer.{RIGHT}"), 200),
+    "a wrong one and a right one": (
+        (f"Sec-WebSocket-Protocol: openai-insecure-api-key.{WRONG}, bearer.{RIGHT}",),
+        200,
+    ),
+    "a wrong one": ((f"Sec-WebSocket-Protocol: bearer.{WRONG}",), 401),
+    "an empty one": (("Sec-WebSocket-Protocol: bearer., openai-insecure-api-key.",), 401),
+    "a token that is no subprotocol": ((f"Sec-WebSocket-Protocol: {RIGHT}",), 401),
+    "another prefix": ((f"Sec-WebSocket-Protocol: token.{RIGHT}",), 401),
+}
+
+
+@pytest.mark.parametrize("case", HANDSHAKES)
+async def test_a_websocket_client_may_offer_its_token_as_a_subprotocol(case: str) -> None:
+    lines, expected = HANDSHAKES[case]
+    async with upstreaming() as upstream, proxying(upstream.url, auth=TWO) as proxy:
+        upgrade = ("Connection: Upgrade", "Upgrade: WebSocket", "Sec-WebSocket-Version: 13")
+        assert await handshake(proxy, *upgrade, *lines) == expected
+        # What is no handshake has no subprotocols.
+        assert await handshake(proxy, *lines) == 401
+
+
+async def handshake(proxy: Proxy, *lines: str) -> int:
+    """The status of a GET that carries these lines and no other credential."""
+    raw = await proxy.raw()
+    await raw.send("\r\n".join(("GET /v1beta/models HTTP/1.1", "Host: proxy", *lines, "", "")).encode())
+    status = int((await raw.head()).split()[1])
+    raw.close()
+    return status
+
+
+async def test_a_page_of_a_foreign_origin_opens_no_websocket_either() -> None:
+    upgrade = ("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13")
+    async with upstreaming() as upstream, proxying(upstream.url) as proxy:
+        assert await handshake(proxy, *upgrade, "Origin: https://evil.example") == 403
+        assert not upstream.requests
+        assert await handshake(proxy, *upgrade) == 200
+
+
+# Web pages ------------------------------------------------------------------------------------------------------------
+
 ORIGINS: dict[str, tuple[str, str, int]] = {
     "the own origin on localhost": ("localhost:8000", "http://localhost:8000", 200),
     "the own origin on an address": ("127.0.0.1:8000", "http://127.0.0.1:8000", 200),
@@ -299,6 +346,27 @@ async def test_a_web_page_of_a_foreign_origin_spends_no_key(case: str, auth: Map
             assert error_of(body)["status"] == "PERMISSION_DENIED"
             assert b"WWW-Authenticate" not in head
         assert len(upstream.requests) == (status == 200)
+
+
+LISTED: dict[str, tuple[list[str], str, int]] = {
+    "a listed page": (["https://app.example"], "https://app.example", 200),
+    "a listed page in odd case": (["https://app.example"], "https://App.Example", 200),
+    "all pages": (["*"], "https://evil.example", 200),
+    "another port of a listed page": (["https://app.example"], "https://app.example:8443", 403),
+    "another scheme": (["https://app.example"], "http://app.example", 403),
+    "a page below a listed one": (["https://app.example"], "https://evil.app.example", 403),
+    "nobody is listed": ([], "https://app.example", 403),
+}
+
+
+@pytest.mark.parametrize("case", LISTED)
+async def test_pages_that_a_surface_lists_may_call_it_and_no_other(case: str) -> None:
+    origins, origin, expected = LISTED[case]
+    async with upstreaming() as upstream:
+        async with proxying(upstream.url, openai={"allowed_origins": origins}) as proxy:
+            for path, status in (("/v1/models", expected), ("/v1beta/models", 403)):
+                async with proxy.get(path, headers={"Origin": origin, "Host": "localhost:8000"}) as response:
+                    assert response.status == status
 
 
 async def test_a_web_page_that_shows_a_token_may_call_from_anywhere() -> None:
@@ -348,6 +416,26 @@ async def test_every_form_of_loopback_is_local(host: str) -> None:
         assert (await call(proxy))[0] == 200
 
 
+EXEMPT: dict[str, tuple[bool, tuple[str, ...], int]] = {
+    "exempt and local": (True, (), 200),
+    "exempt behind a proxy": (True, ("X-Forwarded-For: 192.0.2.1",), 401),
+    "exempt with a wrong key": (True, (f"x-api-key: {WRONG}",), 401),
+    "exempt with a wrong session token": (True, (f"x-api-key: bal_{'x' * 43}",), 401),
+    "by default": (False, (), 401),
+}
+
+
+@pytest.mark.parametrize("case", EXEMPT)
+async def test_a_local_caller_passes_without_a_credential_where_that_is_allowed_and_with_a_wrong_one_nowhere(
+    case: str,
+) -> None:
+    exempt, lines, expected = EXEMPT[case]
+    async with upstreaming() as upstream:
+        async with proxying(upstream.url, auth=TWO | ({"exempt_loopback": True} if exempt else {})) as proxy:
+            assert (await call(proxy, "", *lines))[0] == expected
+            assert len(upstream.requests) == (expected == 200)
+
+
 # What a refusal says, and what is open to all -------------------------------------------------------------------------
 
 
@@ -366,6 +454,9 @@ async def test_the_pages_for_supervisors_are_open_and_ask_for_nothing() -> None:
         for path in ("/healthz", "/readyz"):
             async with proxy.get(path, headers={"x-goog-api-key": WRONG, "X-Forwarded-For": "192.0.2.1"}) as response:
                 assert response.status == 200
+        for other in ("/%68ealthz", "/healthz/", "//healthz", "/readyz/x"):
+            whole = await proxy.exchange(f"GET {other} HTTP/1.1\r\nHost: p\r\nConnection: close\r\n\r\n".encode())
+            assert whole.startswith(b"HTTP/1.1 401"), (other, whole[:100])
 
 
 async def test_a_reload_exchanges_the_tokens_of_the_next_request() -> None:
