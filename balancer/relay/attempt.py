@@ -41,8 +41,10 @@ async def attempt(exchange: Exchange, lease: Lease) -> Failure | None:
     try:
         with Watchdog(upstream.timeouts, remaining, now - record.started) as watchdog:
             answer = await _ask(exchange, lease, watchdog)
+            if upstream.reach.troubled:
+                upstream.reach.answered()
             try:
-                refusal = await _refusal(exchange, answer, watchdog)
+                refusal = await _refusal(exchange, answer, watchdog) if answer.status >= 300 else None
                 if refusal is not None:
                     judgement = refusal.judgement
                     return refusal
@@ -52,7 +54,8 @@ async def attempt(exchange: Exchange, lease: Lease) -> Failure | None:
                 answer.headers = end_to_end(answer.headers, RESPONSE_DROP)
                 if call.rewrite is not None:
                     answer.headers = call.rewrite(answer.headers, lease.key.stable_owner)
-                await copy(answer, reply, watchdog, record, tokens, _lesson(exchange, lease))
+                keepalive = exchange.rooms.keepalive if call.surface == "openai" else None
+                await copy(answer, reply, watchdog, record, tokens, _lesson(exchange, lease), keepalive)
                 return None
             finally:
                 answer.close()
@@ -76,13 +79,14 @@ async def attempt(exchange: Exchange, lease: Lease) -> Failure | None:
 async def _ask(exchange: Exchange, lease: Lease, watchdog: Watchdog) -> Answer:
     """Send the request and wait for the answer's head."""
     body, upstream = exchange.body, exchange.upstream
-    content = body.content()
+    edits = exchange.edits
+    content = body.content(edits)
     length = None
     upload: _Upload | None = None
     if content is not None and not isinstance(content, bytes):
         upload = _Upload(watchdog)
         content = upload.pace(content)
-        length = body.size if body.complete else body.length
+        length = body.length_with(edits)
     asked = exchange.now()
     try:
         return await upstream.transport.send(upstream.kind.prepare(exchange.call, lease.key), content, length)
@@ -117,7 +121,7 @@ class _Upload:
 async def _refusal(exchange: Exchange, answer: Answer, watchdog: Watchdog) -> Refusal | None:
     """The answer read whole and judged, if it is one of error; None if it is to be passed on as it comes."""
     status = answer.status
-    if status < 300 or status == 304 or (status == 308 and first(answer.headers, "location") is None):
+    if status == 304 or (status == 308 and first(answer.headers, "location") is None):
         return None  # 308 without Location: "resume incomplete" of the older upload protocol
     if status < 400:
         raise AnswerBroken("it answered with a redirect")

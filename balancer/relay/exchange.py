@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from balancer.clock import Clock
 from balancer.keypool.pool import KeyPool
-from balancer.model import Call, Judgement, Record, Timeouts
+from balancer.keypool.reach import Reach
+from balancer.model import Call, Choice, Edit, Judgement, Record, Timeouts
 from balancer.relay.replay import Body
 from balancer.relay.stream import Reply
 from balancer.relay.transport import Transport
 from balancer.routing.affinity import Affinity, Want
+from balancer.routing.backend_sessions import BackendSessions
+from balancer.routing.bot_conversations import BotConversations
+from balancer.routing.limits import Limits
 from balancer.routing.router import Router
-from balancer.upstreams.base import UpstreamKind
+from balancer.upstreams.base import PassingKind
+from balancer.upstreams.conversing import ConversingKind
 from balancer.wire.naming import Naming
+from balancer.wire.resources import with_model
 
 if TYPE_CHECKING:
     from balancer.relay.ownership import Finder
@@ -23,54 +29,120 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Upstream:
-    """A server we forward to: its kind, its keys, and the way there."""
+    """A server we forward to: its kind, its keys, the way there, and whether that leads anywhere.
+
+    `kind` is one of two sorts, and of `passing` and `conversing` the one that it is.
+    """
 
     name: str
     kind_name: str
     base_url: str
-    kind: UpstreamKind
+    kind: PassingKind | ConversingKind
     pool: KeyPool
+    reach: Reach
     transport: Transport
     timeouts: Timeouts
+
+    passing: PassingKind | None = field(init=False, default=None)
+    conversing: ConversingKind | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.kind, ConversingKind):  # asked here alone: telling protocols apart takes long
+            self.conversing = self.kind
+        else:
+            self.passing = self.kind
 
 
 @dataclass(frozen=True, slots=True)
 class Rooms:
     """What one configuration gives the relay: ways to go, and how patient and persistent to be.
 
-    `attempts`: connections tried for one call; `max_wait`: seconds that a call waits for a key to come back; `mask` blots
-    key text out of error bodies; `namings` are by dialect. A reload makes a new one; calls in flight keep theirs.
+    `attempts`: connections tried for one call; `max_wait`: seconds that a call waits for a key to come back; `keepalive`: seconds
+    of silence of an event stream in the openai dialect before a comment; `mask` blots key text out of error bodies; `namings` are
+    by dialect. A reload makes a new one; calls in flight keep theirs.
     """
 
     router: Router
     affinity: Affinity
     finder: Finder
+    limits: Limits
+    backend_sessions: BackendSessions
+    bot_conversations: BotConversations
     namings: Mapping[str, Naming]
     upstreams: Mapping[str, Upstream]
     attempts: int
     max_wait: float
+    keepalive: float | None
     mask: Callable[[bytes], bytes]
     clock: Clock
 
 
+@dataclass(slots=True, eq=False)
+class Way:
+    """One upstream that a call may go to, and what has come of it so far."""
+
+    upstream: Upstream
+    choice: Choice
+    want: Want = field(default_factory=Want)
+    tried: bool = False
+    """A request was sent there, or was to be."""
+    dials: int = 0
+    """Attempts that found no connection."""
+    repeated: bool = False
+    """The one repetition of what was sent is used up."""
+    refused_by: frozenset[str] = frozenset()
+    """Fingerprints of keys to avoid while another is ready."""
+    spurned_by: frozenset[str] = frozenset()
+    """Fingerprints of keys that do not rest and yet refuse this call: none is asked twice."""
+
+
 @dataclass(slots=True)
 class Exchange:
-    """One call on its way: what was asked, where it goes, and how the answer gets back."""
+    """One call: what was asked, where it may go and goes now, and how the answer gets back.
+
+    `ways` are the upstreams that are left to it, best first; `take` says which one it is on.
+    """
 
     call: Call
     body: Body
     reply: Reply
     record: Record
     rooms: Rooms
-    upstream: Upstream
-    want: Want = field(default_factory=Want)
-    refused_by: set[str] = field(default_factory=set)
-    """Fingerprints of keys to avoid while another is ready."""
+    ways: list[Way]
 
     now: Callable[[], float] = field(init=False)
+    way: Way = field(init=False)
+    upstream: Upstream = field(init=False)
+    want: Want = field(init=False)
+    edits: Sequence[Edit] = field(init=False, default=())
+    """Splices of the body for this upstream."""
+    _asked: tuple[str | None, str] = field(init=False)
+    """The model and the path of the call as they came."""
 
     def __post_init__(self) -> None:
         self.now = self.rooms.clock.monotonic
+        self._asked = self.call.model, self.call.path
+        self._turn_to(self.ways[0])
+        self.want = self.way.want
+
+    def take(self, way: Way) -> None:
+        """Go this way, with what is known of it now."""
+        if way is not self.way:
+            self._turn_to(way)
+        self.want = way.want
+
+    def _turn_to(self, way: Way) -> None:
+        """The call names the model as that upstream knows it, and its body is spliced for it."""
+        call, record, model = self.call, self.record, way.choice.model
+        self.way, self.upstream = way, way.upstream
+        if model is not None and model != call.model:
+            asked, path = self._asked
+            call.model = model
+            if call.dialect == "gemini":  # no other has the model in its paths
+                call.path = path if model == asked else with_model(path, model)
+        if call.edits is not None:
+            self.edits = call.edits(way.choice)
+        record.model, record.upstream = call.model, way.upstream.name
 
     @property
     def naming(self) -> Naming:

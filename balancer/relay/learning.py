@@ -1,8 +1,10 @@
 """What an answer tells of resources, learned before its client can use them.
 
 A small JSON answer of a call that creates, looks up or lists is held back until it is whole (at most LESSON_LIMIT bytes; a
-longer one passes on as it comes), its names are bound, and then it goes on its way byte for byte. Only a list that holds
-what other clients made is written anew, without those; and a list that cannot be read does not go on at all.
+longer one passes on as it comes), its names are bound, and then it goes on its way byte for byte. In a dialect whose streams
+tell, only the first event of one is held back, which names what the stream is about, and of a long answer the beginning is read.
+Only a list that holds what other clients made is written anew, without those; and a list that cannot be read does not go on at
+all.
 """
 
 from __future__ import annotations
@@ -19,11 +21,14 @@ from balancer.wire.encoding import inflate
 from balancer.wire.headers import first
 from balancer.wire.naming import Naming
 from balancer.wire.resources import Born
+from balancer.wire.sse import Events
 
 LESSON_LIMIT = 1 << 20
 """Bytes of an answer that are read for names, behind any content coding."""
 LIST_LIMIT = 16 << 20
 """The same of a list, which must be read whole."""
+BEGINNING = 1 << 14
+"""Bytes of an answer in which its own name must stand, where the answer is too long to be held back."""
 _UNREADABLE = frozenset({"application/x-protobuf", "application/protobuf"})
 
 
@@ -48,6 +53,11 @@ class Lesson:
         self._affinity = affinity
         self._naming = naming
         self._now_called = now_called
+        self._events = Events(LESSON_LIMIT)
+        self._beginning: bytearray | None = None
+        self._long = False
+        self.streamed = False
+        """The parts of the answer are to be shown as they come (`of_part`): the first ones may tell enough."""
 
     @property
     def limit(self) -> int:
@@ -59,11 +69,40 @@ class Lesson:
         if self._call.effect not in (Effect.READ, Effect.LIST, Effect.CREATE):
             return False
         kind = (first(headers, "content-type") or "").partition(";")[0].strip().lower()
-        if kind == "application/json" and int(first(headers, "content-length") or 0) <= self.limit:
-            return True
+        plain = (first(headers, "content-encoding") or "identity").strip().lower() == "identity"
+        tells = plain and self._call.effect is Effect.CREATE and self._naming.streams
+        if kind == "text/event-stream":
+            self.streamed = tells
+            return tells
+        if kind == "application/json":
+            self._long = int(first(headers, "content-length") or 0) > self.limit
+            if tells:
+                self.streamed, self._beginning = True, bytearray()
+            if not self._long or tells:
+                return True
         if kind == "application/json" or kind in _UNREADABLE:
             self.too_long()
         return False
+
+    async def of_part(self, part: bytes) -> bool:
+        """Whether the body, with this next part of it, is all that there is to learn from; then it has been learned."""
+        if self._beginning is not None:
+            return await self._of_beginning(self._beginning, part)
+        events = self._events.feed(part)
+        if events:
+            await self._learn(events[0].data)
+        return bool(events)
+
+    async def _of_beginning(self, known: bytearray, part: bytes) -> bool:
+        """Learn once from the beginning of a JSON answer that may turn out too long; one that says so is let go on then."""
+        missing = BEGINNING - len(known)
+        if missing <= 0:
+            return False
+        known += part[:missing]
+        if len(part) < missing:
+            return False
+        await self._learn(bytes(known))
+        return self._long
 
     def too_long(self) -> None:
         """Raises AnswerBroken if the answer may hold what is not for this client."""

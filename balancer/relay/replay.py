@@ -3,13 +3,17 @@
 `gather()` reads ahead up to the replay limit, under one budget for the whole process. What ended within it can be sent any
 number of times. What did not is sent once: its kept part first (given back piece by piece as it goes), the rest straight
 from the client. Until the first piece of such a body has been taken, it can still go elsewhere.
+
+Each attempt may splice the kept part (`Edit`): the kept bytes stay as they came, because the next upstream wants other splices.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from typing import Protocol
+
+from balancer.model import Edit
 
 JOIN_LIMIT = 1 << 18
 """Bytes up to which a kept body is sent as one piece; a larger one goes in the pieces it came in, under back-pressure."""
@@ -113,11 +117,11 @@ class Body:
         """What has been gathered, as one piece that is nobody else's."""
         return b"".join(self._pieces)
 
-    def windows(self) -> Iterator[bytes]:
+    def windows(self) -> Iterable[bytes]:
         """What has been gathered, in pieces that overlap by OVERLAP bytes: for looking at it without a second copy."""
-        if self.size <= JOIN_LIMIT:
-            yield self._joined()
-            return
+        return (self._joined(),) if self.size <= JOIN_LIMIT else self._overlapping()
+
+    def _overlapping(self) -> Iterator[bytes]:
         tail = b""
         for piece in self._pieces:
             yield tail + piece
@@ -130,24 +134,31 @@ class Body:
             self._pieces.append(whole)
         return self._pieces[0] if self._pieces else b""
 
-    def content(self) -> bytes | AsyncIterator[bytes] | None:
-        """The body for one attempt: whole where it is small, else an iterator; None where the request has none."""
+    def content(self, edits: Sequence[Edit] = ()) -> bytes | AsyncIterator[bytes] | None:
+        """The body for one attempt: whole where it is small, else an iterator; None where the request has none.
+
+        `edits` lie within the kept part, in order and without overlap.
+        """
         if self._source is None:
             return None
         if self.complete and self.size <= JOIN_LIMIT:
-            return self._joined()
-        return self._replay() if self.complete else self._stream()
+            whole = self._joined()
+            return b"".join(spliced((whole,), edits)) if edits else whole
+        return self._replay(edits) if self.complete else self._stream(edits)
 
-    async def _replay(self) -> AsyncIterator[bytes]:
-        for piece in tuple(self._pieces):
+    def length_with(self, edits: Sequence[Edit]) -> int | None:
+        """The length of `content(edits)` in bytes; None where the end is not here and was not declared."""
+        length = self.size if self.complete else self.length
+        return length if length is None else length + sum(len(new) - (end - start) for start, end, new in edits)
+
+    async def _replay(self, edits: Sequence[Edit]) -> AsyncIterator[bytes]:
+        for piece in spliced(tuple(self._pieces), edits):
             yield piece
 
-    async def _stream(self) -> AsyncIterator[bytes]:
+    async def _stream(self, edits: Sequence[Edit]) -> AsyncIterator[bytes]:
         assert self._source is not None
         self.touched = True
-        while self._pieces:
-            piece = self._pieces.popleft()
-            self._give(len(piece))
+        for piece in spliced(self._given_back(), edits):
             yield piece
         try:
             while piece := await self._source.read():
@@ -157,6 +168,12 @@ class Body:
             self.failure = broken
             raise
 
+    def _given_back(self) -> Iterator[bytes]:
+        while self._pieces:
+            piece = self._pieces.popleft()
+            self._give(len(piece))
+            yield piece
+
     def _give(self, size: int) -> None:
         size = min(size, self._taken)
         self._taken -= size
@@ -165,5 +182,31 @@ class Body:
     def release(self) -> None:
         """Forget what is kept: the answer has begun, or nobody waits for one any more."""
         self._pieces.clear()
-        self._give(self._taken)
+        if self._taken:  # called twice: when the answer begins, and at the end
+            self._give(self._taken)
         self.touched = self.touched or self._source is not None
+
+
+def spliced(pieces: Iterable[bytes], edits: Sequence[Edit]) -> Iterator[bytes]:
+    """The pieces of a body with `edits` done, whose places count from the first piece's first byte."""
+    if not edits:
+        yield from pieces
+        return
+    waiting = iter((*edits, None))
+    edit = next(waiting)
+    place = 0  # of the byte behind all that was looked at
+    for piece in pieces:
+        begin, place, at = place, place + len(piece), 0
+        while edit is not None and (edit[0] < place or edit[0] == edit[1] == place):
+            start, end, new = edit
+            if start >= begin:  # else its beginning was in an earlier piece
+                if start - begin > at:
+                    yield piece[at : start - begin]
+                if new:
+                    yield new
+            at = max(at, min(end, place) - begin)
+            if end > place:
+                break
+            edit = next(waiting)
+        if at < len(piece):
+            yield piece[at:] if at else piece

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from balancer.model import Headers, Record
+from balancer.relay.keepalive import KeepAlive
 from balancer.relay.learning import Lesson
 from balancer.relay.transport import Answer
 from balancer.relay.watchdog import Watchdog
@@ -54,7 +55,8 @@ class TokenCount:
         self._tail = b""
 
     def feed(self, data: bytes) -> None:
-        self._last(self._tail + data[:_TAIL])
+        if self._tail:
+            self._last(self._tail + data[:_TAIL])
         self._last(data)
         self._tail = data[-_TAIL:] if len(data) >= _TAIL else (self._tail + data)[-_TAIL:]
 
@@ -67,72 +69,105 @@ class TokenCount:
 class _Passing:
     """Sink that hands each piece to the client and keeps count."""
 
-    __slots__ = ("_record", "_reply", "_tokens", "flush")
+    __slots__ = ("_record", "_reply", "_tokens", "flush", "keepalive")
 
     def __init__(self, reply: Reply, record: Record, tokens: TokenCount | None) -> None:
         self._reply = reply
         self._record = record
         self._tokens = tokens
         self.flush = reply.flush
+        self.keepalive: KeepAlive | None = None
 
     async def write(self, data: bytes) -> None:
         self._record.bytes_out += len(data)
         if self._tokens is not None:
             self._tokens.feed(data)
+        if self.keepalive is None:
+            await self._reply.write(data)
+            return
+        self.keepalive.passing(data)
         await self._reply.write(data)
+        self.keepalive.passed()
 
 
 class _Held:
     """Sink that holds a small body back, so that it can be read before it goes on; a longer one it lets go."""
 
-    __slots__ = ("_lesson", "_passing", "_start", "body", "overflowed")
+    __slots__ = ("_lesson", "_passing", "_start", "body", "released")
 
     def __init__(self, passing: _Passing, start: Callable[[], Awaitable[None]], lesson: Lesson) -> None:
         self._lesson = lesson
         self._passing = passing
         self._start = start
         self.body = bytearray()
-        self.overflowed = False
+        self.released = False
 
     def flush(self) -> None:
-        if self.overflowed:
+        if self.released:
             self._passing.flush()
 
     async def write(self, data: bytes) -> None:
-        if self.overflowed:
+        if self.released:
             await self._passing.write(data)
             return
         self.body += data
-        if len(self.body) > self._lesson.limit:
+        longer = len(self.body) > self._lesson.limit
+        if longer:
             self._lesson.too_long()
-            self.overflowed = True
+        if longer or (self._lesson.streamed and await self._lesson.of_part(data)):
+            self.released = True
             await self._start()
             await self._passing.write(bytes(self.body))
             self.body.clear()
 
 
 async def copy(
-    answer: Answer, reply: Reply, watchdog: Watchdog, record: Record, tokens: TokenCount | None, lesson: Lesson | None
+    answer: Answer,
+    reply: Reply,
+    watchdog: Watchdog,
+    record: Record,
+    tokens: TokenCount | None,
+    lesson: Lesson | None,
+    keepalive: float | None = None,
 ) -> None:
-    """Pass on a whole answer, and learn from it. Raises AnswerCut; if the client's answer has begun, the caller cuts it."""
+    """Pass on a whole answer, and learn from it. Raises AnswerCut; if the client's answer has begun, the caller cuts it.
+
+    `keepalive`: seconds of silence after which an event stream gets a comment; None: never.
+    """
     passing = _Passing(reply, record, tokens)
-    if lesson is not None:
-        await lesson.of_head()
-    if lesson is None or not lesson.wanted(answer.headers):
-        await reply.start(answer.status, answer.reason, answer.headers)
-        await answer.pump(passing, watchdog)
-        await reply.finish()
-        return
-    held = _Held(passing, lambda: reply.start(answer.status, answer.reason, answer.headers), lesson)
-    await answer.pump(held, watchdog)
-    if not held.overflowed:
-        headers, body = answer.headers, bytes(held.body)
-        instead = await lesson.of_body(headers, body)
-        if instead is not None:
-            body = instead
-            headers = end_to_end(headers, frozenset({"content-encoding", "content-length"}))
-            headers.append(("Content-Length", str(len(body))))
+
+    async def start(headers: Headers = answer.headers) -> None:
         await reply.start(answer.status, answer.reason, headers)
-        if body:
-            await passing.write(body)
+        if keepalive is not None and KeepAlive.fits(headers):
+            passing.keepalive = KeepAlive(reply, record, keepalive)
+
+    try:
+        if lesson is not None:
+            await lesson.of_head()
+        if lesson is None or not lesson.wanted(answer.headers):
+            await start()
+            await answer.pump(passing, watchdog)
+        else:
+            held = _Held(passing, start, lesson)
+            await answer.pump(held, watchdog)
+            if not held.released:
+                await _taught(answer, bytes(held.body), lesson, passing, start)
+    finally:
+        if passing.keepalive is not None:
+            passing.keepalive.stop()
     await reply.finish()
+
+
+async def _taught(
+    answer: Answer, body: bytes, lesson: Lesson, passing: _Passing, start: Callable[[Headers], Awaitable[None]]
+) -> None:
+    """Learn from an answer that is here whole, and send it on."""
+    headers = answer.headers
+    instead = await lesson.of_body(headers, body)
+    if instead is not None:
+        body = instead
+        headers = end_to_end(headers, frozenset({"content-encoding", "content-length"}))
+        headers.append(("Content-Length", str(len(body))))
+    await start(headers)
+    if body:
+        await passing.write(body)

@@ -1,4 +1,4 @@
-"""The operator's listener: the state of every key, and the metrics. Its own port, never the clients'."""
+"""The operator's listener: the state of every upstream and key, and the metrics. Its own port, never the clients'."""
 
 from __future__ import annotations
 
@@ -37,8 +37,12 @@ def routes(rooms: Callable[[], Rooms], metrics: Metrics, clock: Clock) -> list[w
                 snapshot = upstream.pool.snapshot()
                 yield upstream.name, dataclasses.asdict(snapshot.states), snapshot.counts
 
+        def reached() -> Iterator[tuple[str, bool]]:
+            return ((upstream.name, not upstream.reach.down) for upstream in rooms().upstreams.values())
+
         return web.Response(
-            body=metrics.exposition(pools), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
+            body=metrics.exposition(pools, reached),
+            headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"},
         )
 
     return [web.get("/api/keys", keys), web.get("/metrics", exposition)]
@@ -65,8 +69,19 @@ def _upstream(upstream: Upstream) -> dict[str, Any]:
         "name": upstream.name,
         "kind": upstream.kind_name,
         "base_url": upstream.base_url,
+        "reach": _reach(upstream),
         "backoff": _backoff(snapshot),
         "keys": [_key(key) for key in snapshot.keys],
+    }
+
+
+def _reach(upstream: Upstream) -> dict[str, Any]:
+    reach = upstream.reach.snapshot()
+    return {
+        "state": reach.state,
+        "since": _iso(reach.since_wall),
+        "reason": reach.reason,
+        "next_probe": _iso(reach.next_probe_wall),
     }
 
 

@@ -22,12 +22,12 @@ those sentences, so that their HTTP status alone decides.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
 
 from balancer.model import (
-    ANONYMOUS,
     OK,
     Call,
     Disable,
@@ -39,9 +39,10 @@ from balancer.model import (
     Scope,
     Verdict,
 )
+from balancer.upstreams.base import model_list, own_call, retry_after
 from balancer.wire import google
 from balancer.wire.google import GoogleError, Quota
-from balancer.wire.headers import first, parse_date, parse_retry_after
+from balancer.wire.headers import first
 
 DEAD_KEY_REASONS = re.compile(
     r"API_KEY_(?:INVALID|EXPIRED|[A-Z_]+_BLOCKED)|CONSUMER_(?:SUSPENDED|INVALID)|(?:SERVICE|BILLING)_DISABLED"
@@ -60,10 +61,9 @@ DEAD_KEY_SENTENCES: tuple[tuple[int, re.Pattern[str], str], ...] = (
 _LEAKED = "key reported as leaked"
 _NO_ACCESS_TEXT = re.compile(r"\blimit: 0(?!\.?\d)")
 _OWN_CREDENTIALS = frozenset({"authorization", "x-goog-user-project"})
-_OPENAI_PATH = re.compile(r"/v1\w*/openai/")
+_OPENAI = "/v1beta/openai"
+_BELOW_OPENAI = _OPENAI + "/"
 _DAY = 86400.0
-
-_Fields = tuple[tuple[str, str], ...]
 
 
 class GeminiKind:
@@ -72,23 +72,26 @@ class GeminiKind:
     def __init__(self, name: str, base_url: str, extra_headers: Mapping[str, str]) -> None:
         self.name = name
         self._base_url = base_url.rstrip("/")
-        self._extra: _Fields = tuple(extra_headers.items())
-        self._replaced = frozenset(field.lower() for field in extra_headers) | {"x-goog-api-key"}
+        self._google = _Fields.of(extra_headers, {"x-goog-api-key"})
+        self._bearer = _Fields.of(extra_headers, {"x-goog-api-key", "authorization"})
 
     def prepare(self, call: Call, key: Key) -> Outbound:
-        """The call with its key, which goes into a header field: `x-goog-api-key`, or Authorization below `/openai/`.
+        """The call with its key: in `x-goog-api-key`, or as Bearer on the paths of OpenAI's dialect. Google refuses both in one.
 
-        Google refuses a request with both, so the field of the key is the only one of that name.
+        A raw call has its path already, whatever it speaks.
         """
-        if _OPENAI_PATH.match(call.path):
-            credential, secret = "authorization", f"Bearer {key.secret}"
+        path = call.path
+        if call.dialect == "openai" and call.surface != "raw":
+            path = _OPENAI + path
+        if path.startswith(_BELOW_OPENAI):
+            fields, credential = self._bearer, ("authorization", f"Bearer {key.secret}")
         else:
-            credential, secret = "x-goog-api-key", key.secret
-        replaced = self._replaced | {credential}
+            fields, credential = self._google, ("x-goog-api-key", key.secret)
+        replaced = fields.replaced
         headers = [field for field in call.headers if field[0].lower() not in replaced]
-        headers += [field for field in self._extra if field[0].lower() not in ("x-goog-api-key", credential)]
-        headers.append((credential, secret))
-        return Outbound(call.method, self._base_url + call.path, headers)
+        headers += fields.added
+        headers.append(credential)
+        return Outbound(call.method, self._base_url + path, headers)
 
     def judge(self, call: Call, status: int, headers: Headers, body: bytes) -> Judgement:
         """The table above. Any bytes may be `body`."""
@@ -112,19 +115,30 @@ class GeminiKind:
 
     def probe(self) -> Call:
         """Lists one model: free, and refused to dead keys."""
-        return Call(
-            surface="probe",
-            dialect="gemini",
-            method="GET",
-            path="/v1beta/models?pageSize=1",
-            headers=[],
-            client=ANONYMOUS,
-            repeatable=True,
-        )
+        return own_call("probe", "gemini", "/v1beta/models?pageSize=1")
+
+    def catalogue(self) -> Call:
+        """Lists the models, without pages and in OpenAI's shape."""
+        return model_list()
+
+
+@dataclass(frozen=True, slots=True)
+class _Fields:
+    """What changes in a request's fields for one way of showing the key: names that are left out, and what is added."""
+
+    replaced: frozenset[str]
+    added: tuple[tuple[str, str], ...]
+
+    @classmethod
+    def of(cls, extra_headers: Mapping[str, str], credentials: set[str]) -> Self:
+        added = tuple(field for field in extra_headers.items() if field[0].lower() not in credentials)
+        return cls(frozenset(field.lower() for field in extra_headers) | credentials, added)
 
 
 def _shows_own_credential(call: Call) -> bool:
     """Whether a credential of the caller's own travels, or had to (files:register): what is said of it is not said of the key."""
+    if call.dialect == "openai":
+        return False
     if call.path.partition("?")[0].endswith(":register"):
         return True
     return any(field.lower() in _OWN_CREDENTIALS for field, _ in call.headers)
@@ -158,7 +172,7 @@ def _rest(error: GoogleError, headers: Headers) -> tuple[str, Rest]:
         return "429 per day", Rest(Scope.PROJECT_MODEL, until_quota_day=True)
     reason = f"429 per {period}" if period else "429"
     # A delay of nothing tells nothing; taken at its word it would have every key asked again at once, without end.
-    delay = error.retry_delay or _retry_after(headers)
+    delay = error.retry_delay or retry_after(headers)
     if delay:
         return reason, Rest(Scope.PROJECT_MODEL, seconds=min(delay, google.LONGEST_DELAY))
     return f"{reason} without a delay", Rest(Scope.PROJECT_MODEL, first=5.0, cap=300.0)
@@ -170,12 +184,6 @@ def _period(quotas: tuple[Quota, ...]) -> str | None:
         if any(f"Per{period}" in quota.id for quota in quotas):
             return period.lower()
     return None
-
-
-def _retry_after(headers: Headers) -> float | None:
-    """Seconds. A date is measured from the answer's own Date, so that no clock of ours comes into it."""
-    sent = parse_date(first(headers, "date") or "")
-    return parse_retry_after(first(headers, "retry-after"), math.nan if sent is None else sent)
 
 
 def _server_failed(status: int, project: str | None) -> Judgement:

@@ -21,6 +21,9 @@ class Naming(Protocol):
     searched: bool
     """Whether the owner of a name in a body that nobody here has met is looked for; one in a path always is."""
 
+    streams: bool
+    """Whether the first event of a stream names what a call has created."""
+
     def mentions(self, windows: Iterable[bytes]) -> Mentions:
         """What a request's body names. `windows`: the body in pieces that overlap (`relay.replay.OVERLAP`)."""
         ...
@@ -52,6 +55,7 @@ class GoogleNaming:
     ttl = 48 * 3600.0
     sliding = False
     searched = True
+    streams = False
 
     def __init__(self) -> None:
         self._scanner = Scanner()

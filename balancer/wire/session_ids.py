@@ -7,7 +7,8 @@
     user                         never                                         any text
 
 An explicit id in any place counts before a handle in any other. A text is trimmed and has 1 to 256 printable characters; a
-handle is case-folded. What does not count is as if absent. No id at all: the request begins a conversation of its own.
+handle is case-folded. What does not count is as if absent. No id at all: the request begins a conversation of its own. With
+upstreams that do not number their conversations nothing is an explicit id, and whole numbers are handles as their digits are.
 """
 
 from __future__ import annotations
@@ -52,15 +53,20 @@ def choose(
     metadata: Any = None,
     prefix: str | None = None,
     user: Any = None,
+    *,
+    numbered: bool = True,
 ) -> SessionId:
-    """The table above. `body` and `user` are the JSON values of those members, `metadata` the value of `metadata` itself."""
+    """The table above. `body` and `user` are the JSON values of those members, `metadata` the value of `metadata` itself.
+
+    `numbered`: the upstream numbers its conversations.
+    """
     inner = metadata.get("sessionId") if isinstance(metadata, dict) else None
     places = (header, query, body, inner, prefix)
     for place in places:
-        if (number := _number(place)) is not None:
+        if numbered and (number := _number(place)) is not None:
             return Explicit(number)
     for place in (*places, user):
-        if (handle := handle_of(place)) is not None:
+        if (handle := handle_of(place if numbered else _digits(place))) is not None:
             return Derived(handle)
     return Fresh()
 
@@ -71,6 +77,11 @@ def handle_of(value: Any) -> str | None:
         return None
     text = value.strip()
     return text.casefold() if 0 < len(text) <= LONGEST and text.isprintable() else None
+
+
+def _digits(value: Any) -> Any:
+    """A whole number as the text that it is written with."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def _number(value: Any) -> int | None:

@@ -23,6 +23,8 @@ from tests.clients.matrix import NODE, ROWS, Environment
 
 CACHE = Path(__file__).parents[2] / ".cache" / "clients"
 _NODE = Environment(NODE.replace("==", "-"), "python", (NODE,))
+COZEPY = Environment("cozepy-0.20.0", "python", ("cozepy==0.20.0",))
+"""Holds the stand-in of Coze to the real wire: no row of the matrix."""
 PATIENCE = 600.0
 """Seconds for one installation."""
 _STAMP = "installed.json"
@@ -59,8 +61,8 @@ def node() -> Path:
 
 
 def all_environments() -> list[Environment]:
-    """Those of the matrix, each once."""
-    return list(dict.fromkeys(row.environment for row in ROWS))
+    """Those of the matrix and the SDK beside it, each once."""
+    return list(dict.fromkeys([*(row.environment for row in ROWS), COZEPY]))
 
 
 def install(environment: Environment) -> str:

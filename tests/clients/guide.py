@@ -28,12 +28,25 @@ or any text where no tokens are configured. Behind an HTTP proxy set `NO_PROXY=1
 | Vercel AI SDK | `createGoogleGenerativeAI({baseURL: BASE + "/v1beta"})` |
 | pydantic-ai | `GoogleProvider(base_url=BASE)` |
 | curl | `curl BASE/v1beta/models/gemini-2.5-flash:generateContent` |
+| openai (Python) | `OpenAI(base_url=BASE + "/v1")` |
+| openai (JavaScript) | `new OpenAI({baseURL: BASE + "/v1"})` |
+| litellm | `completion(model="openai/" + MODEL, api_base=BASE + "/v1")`; with tools, install `litellm[mcp]` |
+| langchain-openai | `ChatOpenAI(base_url=BASE + "/v1")`; for `OpenAIEmbeddings` also `check_embedding_ctx_length=False` |
+| Vercel AI SDK (OpenAI) | `createOpenAI({baseURL: BASE + "/v1"})`, then `.chat(MODEL)` or `.responses(MODEL)` |
+| aider | `OPENAI_API_BASE=BASE/v1 aider --model openai/MODEL` |
+| pydantic-ai (OpenAI) | `OpenAIProvider(base_url=BASE + "/v1")` |
+| curl (OpenAI) | `curl BASE/v1/chat/completions -H "Authorization: Bearer TOKEN" -d '{"model": "MODEL", …}'` |
+
+On OpenAI's surface `MODEL` is `provider/model`, where the provider is an upstream's name, or a bare model that only one upstream
+has, or an alias; a session token of `/auth/login` does for the API key, and remembers the model that was named last.
 
 ## What was seen
 
 `make test` runs each of these programs against this proxy and the stand-in upstream, which refuses what another key owns, with
 three keys of which one is rate-limited at times. The rows below are what such a run saw, and the test fails when it sees anything
-else. `any` is the version that the system has.
+else. `any` is the version that the system has. From openai on, every byte that passed was compared both ways: requests differ by
+the provider in `model`, by members and fields that are for the proxy, and by the credential; answers by fields that would speak
+for our own origin (`Set-Cookie` and two more), bodies and streams not at all.
 
 | client | version | transport | API | calls | result |
 |---|---|---|---|---|---|
@@ -44,7 +57,8 @@ _CALLS = """\
 
 Calls that Google offers on another of its products only, or not in that version, are "not in this SDK". A file search store and
 the files that are imported into it are made in one session. Lists show what one key has. pydantic-ai in this version, with
-google-genai 2.34.0, sends two User-Agent lines, which strict servers refuse; here they are made one.
+google-genai 2.34.0, sends two User-Agent lines, which strict servers refuse; here they are made one. On OpenAI's surface lists
+show what all keys have.
 """
 
 

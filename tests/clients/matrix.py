@@ -37,6 +37,8 @@ class Row:
     arguments: tuple[str, ...] = ()
     api: str = "v1beta"
     """The version that stands in its paths, as the client chooses by itself."""
+    surface: Literal["gemini", "openai"] = "gemini"
+    """Which of the proxy's surfaces it calls."""
     duplicate_user_agent: bool = False
     """Whether it sends two User-Agent lines: the reason that it is here."""
 
@@ -65,12 +67,30 @@ def _npm(name: str, *packages: str) -> Environment:
 
 
 _JS = "@google/genai (JavaScript)"
-_VERCEL = _npm("ai-7.0.173", "ai@7.0.173", "@ai-sdk/google@4.0.121", "zod@4")
+_VERCEL = _npm("ai-7.0.173", "ai@7.0.173", "@ai-sdk/google@4.0.121", "@ai-sdk/openai@4.0.118", "zod@4")
 _LANGCHAIN = Environment("langchain-google-genai-4.4.2", "python", ("langchain-google-genai==4.4.2",))
 # Together these two send User-Agent twice; newer ones of either send it once. Keep both as they are.
 _PYDANTIC_AI = Environment(
     "pydantic-ai-slim-2.31.1", "python", ("pydantic-ai-slim[google]==2.31.1", "google-genai==2.34.0")
 )
+
+OPENAI = Environment("openai-3.54.0", "python", ("openai[realtime]==3.54.0",))
+"""Holds the stand-in of OpenAI to the real wire too."""
+_OPENAI_OLD = Environment("openai-1.109.1", "python", ("openai==1.109.1",))
+_LITELLM = Environment("litellm-1.106.2", "python", ("litellm[mcp]==1.106.2",))  # tools want mcp
+_LANGCHAIN_OPENAI = Environment("langchain-openai-1.7.3", "python", ("langchain-openai==1.7.3",))
+_PYDANTIC_AI_OPENAI = Environment("pydantic-ai-slim-2.68.0", "python", ("pydantic-ai-slim[openai]==2.68.0",))
+_AIDER = Environment("aider-chat-0.86.2", "python", ("aider-chat==0.86.2",))
+
+
+def _openai(client: str, version: str, transport: str, environment: Environment, program: str, *arguments: str) -> Row:
+    return Row(client, version, transport, environment, program, arguments, "v1", "openai")
+
+
+def _openai_rows(environment: Environment, version: str, http: str) -> tuple[Row, ...]:
+    client, program = "openai (Python)", "openai_python.py"
+    return tuple(_openai(client, version, f"{http}, {mode}", environment, program, mode) for mode in ("sync", "async"))
+
 
 ROWS: tuple[Row, ...] = (
     *_genai_rows("3.4.0", "v1", "httpx2"),
@@ -83,4 +103,13 @@ ROWS: tuple[Row, ...] = (
     Row("Vercel AI SDK", "7.0.173", "fetch", _VERCEL, "vercel.mjs"),
     Row("pydantic-ai", "2.31.1", "httpx", _PYDANTIC_AI, "pydantic_ai_google.py", duplicate_user_agent=True),
     Row("curl", "any", "libcurl", Environment("curl", "system", ("curl",)), "curl.py"),
+    *_openai_rows(OPENAI, "3.54.0", "httpx2"),
+    *_openai_rows(_OPENAI_OLD, "1.109.1", "httpx"),
+    _openai("openai (JavaScript)", "7.57.0", "fetch", _npm("js-openai-7.57.0", "openai@7.57.0"), "openai.mjs"),
+    _openai("litellm", "1.106.2", "httpx, aiohttp", _LITELLM, "litellm_openai.py"),
+    _openai("langchain-openai", "1.7.3", "httpx2", _LANGCHAIN_OPENAI, "langchain_openai_chat.py"),
+    _openai("Vercel AI SDK (OpenAI)", "7.0.173", "fetch", _VERCEL, "vercel_openai.mjs"),
+    _openai("aider", "0.86.2", "httpx", _AIDER, "aider_chat.py"),
+    _openai("pydantic-ai (OpenAI)", "2.68.0", "httpx2", _PYDANTIC_AI_OPENAI, "pydantic_ai_openai.py"),
+    _openai("curl (OpenAI)", "any", "libcurl", Environment("curl", "system", ("curl",)), "curl_openai.py"),
 )

@@ -1,7 +1,8 @@
 """Runs a client of the matrix against a proxy with three keys, one of them rate-limited at times, and tells what it saw.
 
-Proxy and stand-in run here, on real sockets; the client is a process of its own with an environment of its own. Each row has
-a proxy and a stand-in to itself, so that nothing of another row's is in its lists.
+Proxy and stand-ins run here, on real sockets; the client is a process of its own with an environment of its own. Each row has
+a proxy and its stand-ins to itself, so that nothing of another row's is in its lists. On the Gemini surface there is one
+upstream and no token; on OpenAI's there are clients with tokens, three upstreams, and a tap on each way: what passed is compared.
 """
 
 from __future__ import annotations
@@ -14,25 +15,35 @@ import re
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from balancer.standin.app import StandIn, running
+from balancer.standin.openai.app import OpenAIStandIn
+from balancer.standin.record import Arrival
+from tests.clients.comparing import Compared, Server, compare
 from tests.clients.environments import CACHE, node, python_of, required
 from tests.clients.matrix import Row
+from tests.clients.tap import Tap
 from tests.proxy import KEYS, proxying
 
 PATIENCE = 75.0
 """Seconds for one program."""
 _PROGRAMS = Path(__file__).parent / "programs"
-_OURS = re.compile(r"(?i)(?:https?|all|no|ws|ftp)_proxy|(?:GOOGLE|GEMINI|PYTHON|NODE|LANG(?:CHAIN|SMITH))_?.*")
+_OURS = re.compile(
+    r"(?i)(?:https?|all|no|ws|ftp)_proxy|(?:GOOGLE|GEMINI|OPENAI|ANTHROPIC|AZURE|LITELLM|AIDER|PYTHON|NODE|LANG(?:CHAIN|SMITH))_?.*"
+)
 """Variables of whoever runs the tests that would send a client elsewhere."""
-_HEAD = re.compile(rb"(?:POST|GET) [^\r\n]+ HTTP/1\.1\r\n(.*?\r\n)\r\n", re.DOTALL)
-_USER_AGENT = re.compile(rb"(?im)^user-agent:")
+TOKENS = {"ann": "token-of-ann-0001", "bob": "token-of-bob-0002"}
+"""Clients of the rows on OpenAI's surface, and what they show."""
+OPENAI_KEYS = ("sk-pool-key-000001", "sk-pool-key-000002", "sk-pool-key-000003")
+"""Each of a project of its own."""
+_BUSY = "sk-pool-key-always-busy"
+_ALIASES = {"fast": "gpt-4o-mini"}
+_REST = 30
+"""Seconds that the busy key rests: longer than any call waits here."""
 
 
 @dataclass(frozen=True)
@@ -62,25 +73,72 @@ class Saw:
     limited: int
     """How often the rate-limited key was asked in vain."""
     user_agents: frozenset[int]
-    """User-Agent lines of each request as the client sent it; empty unless the row asks for it."""
+    """User-Agent lines of each request as the client sent it; empty unless somebody looked."""
     merged: frozenset[int]
     """The same of the requests as the upstream got them."""
+    makers: frozenset[str]
+    """The keys that files were made with."""
+    compared: Compared
+    """What passed both ways on OpenAI's surface, byte for byte."""
 
 
 async def run(row: Row) -> Saw:
     """Raises NotInstalled."""
     required(row.environment)
+    return await (_on_openai(row) if row.surface == "openai" else _on_gemini(row))
+
+
+async def _on_gemini(row: Row) -> Saw:
     standin = StandIn(KEYS)
     standin.script(KEYS[1], "rate-minute", times=2, seconds=1, target="gemini-2.5-flash:")
+    tap = Tap()
     async with contextlib.AsyncExitStack() as stack:
         upstream = await stack.enter_async_context(running(standin))
         serving = proxying(upstream, relay={"max_wait": "10s"}, logging={"level": "error"})
         proxy = await stack.enter_async_context(serving)
-        wire = _Wire()
-        url = await stack.enter_async_context(wire.tapped(proxy.url)) if row.duplicate_user_agent else proxy.url
+        url = await stack.enter_async_context(tap.before(proxy.url)) if row.duplicate_user_agent else proxy.url
         lines, trouble = await _program(row, url)
+    return _saw(lines, trouble, standin.requests, tap, Compared(0, ()))
+
+
+async def _on_openai(row: Row) -> Saw:
+    """Upstreams `oa` with three keys, `gemini` on its OpenAI-compatible paths, and `busy`, whose only key always rests."""
+    standin, google = OpenAIStandIn((*OPENAI_KEYS, _BUSY)), StandIn(KEYS)
+    standin.script(OPENAI_KEYS[1], "rate-retry-after", times=2, seconds=1, target="chat/completions")
+    standin.script(_BUSY, "rate-retry-after", seconds=_REST)
+    standin.script("*", "gzip", target="?coded")
+    front, behind, compatible = Tap(), Tap(), Tap()
+    async with contextlib.AsyncExitStack() as stack:
+        base = await stack.enter_async_context(behind.before(await stack.enter_async_context(running(standin))))
+        google_url = await stack.enter_async_context(running(google))
+        upstreams = {
+            "oa": {"kind": "openai", "base_url": f"{base}/v1", "keys": list(OPENAI_KEYS), "aliases": _ALIASES},
+            "gemini": {"base_url": await stack.enter_async_context(compatible.before(google_url))},
+            "busy": {"kind": "openai", "base_url": f"{base}/v1", "keys": [_BUSY], "models": ["always-busy"]},
+        }
+        serving = proxying(
+            google_url,
+            relay={"max_wait": "10s"},
+            logging={"level": "error"},
+            auth={"tokens": [{"name": name, "token": token} for name, token in TOKENS.items()]},
+            openai={"default_upstream": "oa"},
+            upstreams=upstreams,
+        )
+        proxy = await stack.enter_async_context(serving)
+        url = await stack.enter_async_context(front.before(proxy.url))
+        lines, trouble = await _program(row, url)
+    servers = (
+        Server(("oa", "busy"), "/v1", (*OPENAI_KEYS, _BUSY), behind.exchanges(), _ALIASES),
+        Server(("gemini",), "/v1beta/openai", KEYS, compatible.exchanges(), {}),
+    )
+    compared = compare(front.exchanges(), servers, (*TOKENS.values(), "bal_"))
+    return _saw(lines, trouble, standin.requests, front, compared)
+
+
+def _saw(lines: list[dict[str, Any]], trouble: str, requests: Iterable[Arrival], tap: Tap, compared: Compared) -> Saw:
     about = lines[0] if lines else {}
-    arrived = [each for each in standin.requests if each.key is not None and each.status is not None]
+    arrived = [each for each in requests if each.key not in (None, _BUSY) and each.status is not None]
+    good = [each for each in arrived if each.status is not None and each.status < 300]
     return Saw(
         client=about.get("client", ""),
         version=about.get("version", ""),
@@ -90,10 +148,12 @@ async def run(row: Row) -> Saw:
         api=frozenset(
             found[1] for each in arrived if (found := re.match(r"/(?:upload/|download/)?(v1\w*)/", each.path))
         ),
-        keys=frozenset(str(each.key) for each in arrived if each.status is not None and each.status < 300),
+        keys=frozenset(str(each.key) for each in good),
         limited=sum(each.status == 429 for each in arrived),
-        user_agents=wire.user_agents(),
+        user_agents=frozenset(each.count("user-agent") for each in tap.requests()),
         merged=frozenset(sum(name.lower() == "user-agent" for name, _ in each.headers) for each in arrived),
+        makers=frozenset(str(each.key) for each in good if (each.method, each.path) == ("POST", "/v1/files")),
+        compared=compared,
     )
 
 
@@ -144,41 +204,8 @@ def _environ(row: Row, url: str, home: str) -> dict[str, str]:
         "PYTHONWARNINGS": "ignore",
         "NODE_NO_WARNINGS": "1",
         "PROXY_URL": url,
+        "CLIENT_TOKEN": TOKENS["ann"],
+        "OTHER_TOKEN": TOKENS["bob"],
         "CLIENT_HOME": str(CACHE / row.environment.name),
         "CLIENT_NODE": str(node()),
     }
-
-
-class _Wire:
-    """What clients send, as they send it: a relay of bytes in front of the proxy."""
-
-    def __init__(self) -> None:
-        self._sent: list[bytearray] = []
-
-    @asynccontextmanager
-    async def tapped(self, url: str) -> AsyncIterator[str]:
-        target = urlsplit(url)
-
-        async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            sent = bytearray()
-            self._sent.append(sent)
-            there, back = await asyncio.open_connection(target.hostname, target.port)
-            await asyncio.gather(_copy(reader, back, sent), _copy(there, writer, None))
-
-        server = await asyncio.start_server(connected, "127.0.0.1", 0)
-        async with server:
-            yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-
-    def user_agents(self) -> frozenset[int]:
-        heads = (head for sent in self._sent for head in _HEAD.findall(bytes(sent)))
-        return frozenset(len(_USER_AGENT.findall(head)) for head in heads)
-
-
-async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, kept: bytearray | None) -> None:
-    with contextlib.suppress(ConnectionError):
-        while data := await reader.read(65536):
-            if kept is not None:
-                kept += data
-            writer.write(data)
-            await writer.drain()
-    writer.close()

@@ -24,6 +24,10 @@ async def test_every_call_of_the_client_works_through_the_proxy(row: Row) -> Non
     assert saw.limited >= 1, "no key was refused, so the run proves no rotation"
     assert len(saw.keys) >= 2
     assert saw.merged <= {0, 1}
+    assert saw.compared.differences == ()
+    assert (saw.compared.count > 0) == (row.surface == "openai")
+    if any("over several keys" in call.name for call in saw.calls):
+        assert len(saw.makers) >= 2, "all files are of one key, so the run proves no merged list"
     if row.duplicate_user_agent:
         assert 2 in saw.user_agents, "the client sends User-Agent once now: pin the versions that send it twice"
     _compare(row, saw)

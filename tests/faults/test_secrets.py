@@ -338,6 +338,9 @@ class Broken:
     def recognise(self, request: web.Request) -> Client | None:
         return None
 
+    def allowed_origins(self) -> tuple[str, ...]:
+        return ()
+
     def refuse(self, error: ProxyError, request: web.BaseRequest | None = None) -> web.Response:
         return web.json_response({"error": error.message}, status=error.status)
 
@@ -352,7 +355,7 @@ async def test_no_bug_of_ours_brings_a_secret_to_light(tmp_path: Path, capfd: py
     async with raw_upstream(serving(lambda peer, seen: peer.answer())) as upstream:
         async with watched(upstream.url, tmp_path) as proxy:
             runtime = proxy.proxy.server.runtime
-            runtime.surfaces = (*runtime.surfaces, Broken())
+            runtime.surfaces = (Broken(), *runtime.surfaces)
             whole = await proxy.call("a bug", f"/broken?key={TOKENS[0]}", TOKENS[0], f"X-Echo: {KEYS[0]}")
             assert whole.startswith(b"HTTP/1.1 500")
             runtime.rooms = dataclasses.replace(runtime.rooms, upstreams={})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 from urllib.parse import parse_qsl, quote, quote_plus, unquote_plus
 
@@ -12,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from balancer.errors import ProxyError
-from balancer.model import ANONYMOUS, Call, Disable, Rest, Verdict
+from balancer.model import ANONYMOUS, Call, Disable, Edit, Rest, Verdict
 from balancer.observe.redaction import SHORT, Redactor
+from balancer.relay.replay import spliced
 from balancer.upstreams.gemini import GeminiKind
 from balancer.wire.google import LONGEST_DELAY, GoogleError, parse, render
 from balancer.wire.headers import HOP_BY_HOP, REQUEST_DROP, end_to_end, parse_retry_after, strip_query
@@ -177,3 +179,24 @@ def test_what_holds_no_secret_stays_the_same_object(text: str) -> None:
     assert redactor.text(text) is text
     data = text.encode()
     assert redactor.data(data) is data
+
+
+@st.composite
+def cut_bodies(draw: st.DrawFn) -> tuple[bytes, list[bytes], list[Edit]]:
+    """A body, its pieces, and splices of it in order and without overlap."""
+    body = draw(st.binary(max_size=40))
+    cuts = sorted(draw(st.lists(st.integers(0, len(body)), max_size=6)))
+    pieces = [body[start:end] for start, end in pairwise([0, *cuts, len(body)])]
+    places = sorted(draw(st.lists(st.integers(0, len(body)), max_size=8)))
+    edits = [(start, end, draw(st.binary(max_size=5))) for start, end in zip(places[::2], places[1::2], strict=False)]
+    return body, pieces, edits
+
+
+@given(cut_bodies())
+def test_splices_do_not_depend_on_how_a_body_was_cut_into_pieces(case: tuple[bytes, list[bytes], list[Edit]]) -> None:
+    body, pieces, edits = case
+    expected, place = b"", 0
+    for start, end, new in edits:
+        expected += body[place:start] + new
+        place = end
+    assert b"".join(spliced(pieces, edits)) == expected + body[place:]

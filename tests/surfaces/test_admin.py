@@ -204,7 +204,7 @@ async def test_metrics_count_requests_attempts_bytes_and_keys() -> None:
 
         assert value("balancer_requests_total", surface="gemini", status="200") == 2
         assert value("balancer_requests_total", surface="gemini", status="404") == 1
-        assert value("balancer_requests_total", surface="none", status="404") == 1
+        assert value("balancer_requests_total", surface="openai", status="404") == 1
         assert value("balancer_sent_bytes_total", surface="gemini") == size + errors
         assert value("balancer_received_bytes_total", surface="gemini") > 0
         assert value("balancer_keys", upstream="gemini", state="ready") == 1

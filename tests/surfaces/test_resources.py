@@ -740,6 +740,9 @@ async def test_register_does_not_send_a_client_token_on() -> None:
         assert refused.status == 401  # the upstream's: nobody gave an OAuth token
         assert here.standin.requests[-1].header("authorization") is None
         assert [key["state"] for key in await here.proxy.keys()] == ["ready"] * 3  # it said nothing of the key
+        for ours in (ANN, "token-of-bob-2", "bal_" + "x" * 43):
+            await here.ann.call("POST", "/v1beta/files:register", {"uris": []}, {"Authorization": f"Bearer {ours}"})
+            assert here.standin.requests[-1].header("authorization") is None
 
 
 async def test_many_requests_at_once_all_reach_their_owners() -> None:

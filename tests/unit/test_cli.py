@@ -27,7 +27,7 @@ REFERENCE = ROOT / "config.yaml"
 CLEAN = {name: value for name, value in os.environ.items() if "BALANCER" not in name and "API_KEY" not in name}
 CHILD = CLEAN | {"PYTHONPATH": os.fspath(ROOT)}
 """The environment of a process that the tests start."""
-COMMANDS = ["serve", "check-config", "keys", "health", "stand-in", "docs"]
+COMMANDS = ["serve", "check-config", "keys", "health", "create-session", "deploy", "conversations", "stand-in", "docs"]
 
 
 @pytest.fixture(autouse=True)
@@ -332,7 +332,7 @@ def test_docs_lists_and_prints_guides(capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_a_guide_that_is_not_there_is_told_with_those_that_are(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["docs", "../cli"]) == 2
-    assert "configuration, operations" in capsys.readouterr().err
+    assert "configuration, conversations" in capsys.readouterr().err
 
 
 def test_the_stand_in_needs_a_key(capsys: pytest.CaptureFixture[str]) -> None:
@@ -340,14 +340,22 @@ def test_the_stand_in_needs_a_key(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--keys" in capsys.readouterr().err
 
 
-def test_the_stand_in_tells_its_address_and_ends_cleanly_on_ctrl_c() -> None:
-    command = [sys.executable, "-m", "balancer", "stand-in", "--port", "0", "--keys", "a,b"]
+@pytest.mark.parametrize(
+    ("kind", "place"),
+    [
+        ("gemini", " with the keys a, b"),
+        ("openai", "/v1 with the keys a, b"),
+        ("coze", "/v3 with the keys a, b and any bot"),
+    ],
+)
+def test_the_stand_in_tells_its_address_and_ends_cleanly_on_ctrl_c(kind: str, place: str) -> None:
+    command = [sys.executable, "-m", "balancer", "stand-in", "--kind", kind, "--port", "0", "--keys", "a,b"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=CHILD) as process:
         assert process.stdout is not None
         line = process.stdout.readline()
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=30)
-    assert re.fullmatch(r"stand-in upstream on http://127\.0\.0\.1:\d+ with the keys a, b\n", line)
+    assert re.fullmatch(rf"stand-in upstream on http://127\.0\.0\.1:\d+{re.escape(place)}\n", line)
     assert (process.returncode, errors) == (0, "")
 
 

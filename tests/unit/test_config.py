@@ -19,6 +19,8 @@ from balancer.config.values import duration, is_loopback, size
 from balancer.model import Timeouts, fingerprint
 
 REFERENCE = Path(__file__).parents[2] / "config.yaml"
+OF_ENTRIES = ("auth.tokens.", "upstreams.*.keys.", "upstreams.*.bots.")
+"""Members of the entries of lists, which stand in comments."""
 SECRET = "AIzaSyD-a-key-that-nobody-may-read-01"
 
 
@@ -37,7 +39,7 @@ def gemini(settings: str) -> str:
 
 
 def test_config_yaml_says_what_the_defaults_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shipped = load(REFERENCE, {})
+    shipped = parse(REFERENCE.read_text(), {})
     monkeypatch.chdir(tmp_path)
     assert shipped == load(None, {})
 
@@ -48,8 +50,22 @@ def test_config_yaml_reads_the_same_variables_as_the_defaults() -> None:
     assert parse("", environ).server.port == 9
 
 
+def with_its_examples() -> str:
+    """The reference with the upstreams that it only suggests."""
+    return re.sub(r"^  # ( *[a-z_]+:)", r"  \1", REFERENCE.read_text(), flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("environ", [{}, {"OPENAI_API_KEYS": "a,b", "OPENAI_API_KEY": "c"}, {"OPENAI_API_KEY": "c"}])
+def test_the_upstreams_that_config_yaml_suggests_say_what_the_defaults_are(environ: dict[str, str]) -> None:
+    suggested = parse(with_its_examples(), environ)
+    assert list(suggested.upstreams) == ["gemini", "openai", "achuan", "coze"]
+    needed = "base_url: 'https://ai.achuanai.cn', models: [claude-sonnet-4-5-20250929, gpt-5.1-high]"
+    bot = "bot_id: 7379462189365198898"
+    assert suggested == parse(f"upstreams: {{gemini: , openai: , achuan: {{{needed}}}, coze: {{{bot}}}}}", environ)
+
+
 def test_every_setting_stands_in_config_yaml_with_a_comment() -> None:
-    lines = REFERENCE.read_text().splitlines()
+    lines = with_its_examples().splitlines()
     shown = {}
     stack: list[tuple[yaml.MappingNode, str]] = [(_mapping(yaml.compose("\n".join(lines))), "")]
     while stack:
@@ -59,15 +75,15 @@ def test_every_setting_stands_in_config_yaml_with_a_comment() -> None:
             shown[place] = lines[name.start_mark.line]
             if isinstance(value, yaml.MappingNode) and value.value:
                 stack.append((value, f"{place}."))
-    wanted = {place for place in all_places() if not place.startswith(("auth.tokens.", "upstreams.*.keys."))}
+    wanted = {place for place in all_places() if not place.startswith(OF_ENTRIES)}
     assert wanted - set(shown) == set()
     sections = {"database", "upstreams", "upstreams.*", "logging"}
     assert [place for place in sorted(wanted - sections) if "  #" not in shown[place]] == []
 
 
-def test_every_member_of_a_key_and_of_a_token_is_named_in_config_yaml() -> None:
+def test_every_member_of_a_key_of_a_bot_and_of_a_token_is_named_in_config_yaml() -> None:
     text = REFERENCE.read_text()
-    entries = [place for place in all_places() if place.startswith(("auth.tokens.", "upstreams.*.keys."))]
+    entries = [place for place in all_places() if place.startswith(OF_ENTRIES)]
     assert [place for place in entries if not re.search(rf"\b{place.rpartition('.')[2]}: ", text)] == []
 
 
@@ -140,6 +156,29 @@ def test_timeouts_are_what_the_relay_takes() -> None:
         (gemini("models: [a-*, b]"), lambda s: s.upstreams["gemini"].models, ("a-*", "b")),
         (gemini("aliases: fast=m1, best=m2"), lambda s: s.upstreams["gemini"].aliases, {"fast": "m1", "best": "m2"}),
         ("upstreams: {b: {kind: gemini}, a: {kind: gemini}}", lambda s: list(s.upstreams), ["b", "a"]),
+        ("", lambda s: s.upstreams["gemini"].models, None),
+        (gemini("models:"), lambda s: s.upstreams["gemini"].models, None),
+        (gemini("models: ['*']"), lambda s: s.upstreams["gemini"].models, ("*",)),
+        (gemini("raw: true"), lambda s: s.upstreams["gemini"].raw, ("*",)),
+        (gemini("raw: off"), lambda s: s.upstreams["gemini"].raw, ()),
+        (gemini("raw: [/v1beta/models*, '*']"), lambda s: s.upstreams["gemini"].raw, ("/v1beta/models*", "*")),
+        ("upstreams: {openai: }", lambda s: s.upstreams["openai"].base_url, "https://api.openai.com/v1"),
+        (
+            "upstreams: {achuan: {base_url: 'https://h', session_ttl: 2h, fresh_history: transcript}}",
+            lambda s: (s.upstreams["achuan"].session_ttl, s.upstreams["achuan"].fresh_history),
+            (7200, "transcript"),
+        ),
+        ("upstreams: {openai: {key_header: api-key}}", lambda s: s.upstreams["openai"].key_header, "api-key"),
+        (
+            "upstreams: {c: {kind: openai, paths: '/messages, /messages/count_tokens'}}",
+            lambda s: s.upstreams["c"].paths,
+            ("/messages", "/messages/count_tokens"),
+        ),
+        (
+            "{upstreams: {a: {kind: openai}, b: {kind: gemini}}, openai: {default_upstream: b, resource_ttl: 7d}}",
+            lambda s: (s.openai.default_upstream, s.openai.resource_ttl),
+            ("b", 604800),
+        ),
     ],
 )
 def test_a_setting_is_typed(text: str, get: Callable[[Settings], Any], value: Any) -> None:
@@ -221,7 +260,9 @@ def test_a_variable_that_cannot_be_replaced_is_told_with_its_place(written: str,
         ("BALANCER_UPSTREAMS__GEMINI__MODELS", '["a", "b"]', lambda s: s.upstreams["gemini"].models, ("a", "b")),
         ("BALANCER_UPSTREAMS__GEMINI__MODELS", "a, b", lambda s: s.upstreams["gemini"].models, ("a", "b")),
         ("BALANCER_UPSTREAMS__GEMINI__HEADERS", '{"X-A": "1"}', lambda s: s.upstreams["gemini"].headers, {"X-A": "1"}),
-        ("BALANCER_UPSTREAMS__MORE__KIND", "gemini", lambda s: list(s.upstreams), ["gemini", "eu-west.1", "more"]),
+        ("BALANCER_UPSTREAMS__MORE__KIND", "openai", lambda s: list(s.upstreams), ["gemini", "eu-west.1", "more"]),
+        ("BALANCER_UPSTREAMS__GEMINI__MODELS", "", lambda s: s.upstreams["gemini"].models, None),
+        ("BALANCER_UPSTREAMS__GEMINI__RAW", "true", lambda s: s.upstreams["gemini"].raw, ("*",)),
         ("BALANCER_AUTH__TOKENS", "a=${X}", lambda s: s.auth.tokens[0].token.get_secret_value(), "${X}"),
         ("BALANCER_TOKENS", "a=b", lambda s: len(s.auth.tokens), 1),
         ("BALANCER_PORT_8000_TCP", "tcp://10.0.0.1:8000", lambda s: s.server.port, 8001),
@@ -277,6 +318,21 @@ def test_keys_come_from_the_usual_variables(environ: dict[str, str], keys: list[
     settings = parse("", environ)
     assert [key.secret for key in settings.upstreams["gemini"].pool] == keys
     assert settings.keyless_upstreams() == ([] if keys else ["gemini"])
+
+
+@pytest.mark.parametrize(
+    ("environ", "keys"),
+    [({"OPENAI_API_KEYS": "a,b", "OPENAI_API_KEY": "c"}, ["a", "b"]), ({"OPENAI_API_KEY": "c"}, ["c"]), ({}, [])],
+)
+def test_the_upstream_named_openai_takes_its_own_variables(environ: dict[str, str], keys: list[str]) -> None:
+    settings = parse("upstreams: {openai: , other: {kind: openai}}", {**environ, "GEMINI_API_KEY": "g"})
+    assert [key.secret for key in settings.upstreams["openai"].pool] == keys
+    assert settings.upstreams["other"].pool == ()
+
+
+def test_an_upstream_that_only_borrows_a_providers_name_is_not_sent_its_keys() -> None:
+    settings = parse("upstreams: {gemini: {kind: openai}}", {"GEMINI_API_KEYS": "g", "OPENAI_API_KEYS": "o"})
+    assert settings.keyless_upstreams() == ["gemini"]
 
 
 def test_the_usual_variables_go_to_no_other_upstream_and_not_beside_a_file_of_keys(tmp_path: Path) -> None:

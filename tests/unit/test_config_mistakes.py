@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from balancer.config import ConfigError, load, parse
+from balancer.config import ConfigError, Settings, load, parse
+from balancer.config.checks import cross_checks
 from balancer.config.overlay import all_places
 
 SECRET = "AIzaSyD-a-key-that-nobody-may-read-01"
@@ -95,10 +96,47 @@ def test_a_file_with_six_mistakes_reports_six() -> None:
         ("upstreams: {x: {}}", "upstreams.x.kind: is required"),
         ("upstreams: {x: {kind: gemni}}", "upstreams.x.kind: must be 'gemini'"),
         (
-            "upstreams: {o: {kind: openai, keys: a, paths: [b]}}",
-            "upstreams.o.kind: kind openai is not available in this",
+            "upstreams: {o: {kind: openai, keys: a, paths: [/a, b]}}",
+            "upstreams.o.paths[1]: must be a path like /messages",
         ),
-        ("upstreams: {coze: {bot_id: 1}}", "upstreams.coze.kind: kind coze is not available in this version"),
+        ("upstreams: {o: {kind: openai, paths: [/a/../b]}}", "upstreams.o.paths[0]: must be a path like /messages"),
+        ("upstreams: {o: {kind: openai, paths: [/a/]}}", "upstreams.o.paths[0]: must be a path like /messages"),
+        (
+            "upstreams: {o: {kind: openai, paths: [/v1/messages]}}",
+            "upstreams.o.paths[0]: must be what stands behind /v1",
+        ),
+        ("upstreams: {openai: {key_header: bearer}}", "upstreams.openai.key_header: must be 'authorization'"),
+        ("upstreams: {openai: {max_tokens_member: max}}", "upstreams.openai.max_tokens_member: must be 'max_tokens'"),
+        ("upstreams: {openai: {headers: {Api-Key: a}}}", "upstreams.openai.headers: Api-Key is a place of the key"),
+        (gemini("key_header: x-api-key"), "upstreams.gemini.key_header: is a setting of kind openai; this upstream is"),
+        (gemini("paths: [/messages]"), "upstreams.gemini.paths: is a setting of kind openai"),
+        (gemini("max_tokens_member: max_tokens"), "upstreams.gemini.max_tokens_member: is a setting of kind openai"),
+        (gemini("raw: maybe"), "upstreams.gemini.raw[0]: must be true, false, or globs of paths"),
+        (gemini("raw: [/a/../b]"), "upstreams.gemini.raw[0]: must be true, false, or globs of paths"),
+        ("openai: {default_upstream: x}", "openai.default_upstream: there is no upstream x; there are: gemini"),
+        ("upstreams: {achuan: {keys: k}}", "upstreams.achuan.base_url: is required"),
+        (
+            "upstreams: {openai: {renew_explicit: true}}",
+            "upstreams.openai.renew_explicit: is a setting of kind achuan; this upstream is of kind openai",
+        ),
+        (
+            "upstreams: {achuan: {base_url: 'https://h', fresh_history: all}}",
+            "upstreams.achuan.fresh_history: must be 'none' or 'transcript', not \"all\"",
+        ),
+        ("upstreams: {coze: {keys: k}}", "upstreams.coze.bot_id: is needed, or bots: [{name: …, bot_id: …}]"),
+        ("upstreams: {coze: {bot_id: a b}}", "upstreams.coze.bot_id: must be the id of a bot"),
+        ("upstreams: {coze: {bot_id: 1, bots: [{name: a, bot_id: 2}]}}", "upstreams.coze.bot_id: stands beside bots"),
+        (
+            "upstreams: {coze: {bots: [{name: a, bot_id: 1}, {name: a, bot_id: 2}]}}",
+            "upstreams.coze.bots[1]: has the same name as another: a",
+        ),
+        ("upstreams: {coze: {bot_id: 1, models: [m]}}", "upstreams.coze.models: is no setting of kind coze"),
+        ("upstreams: {coze: {bot_id: 1, aliases: {fast: x}}}", "upstreams.coze.aliases: x is none of its bots"),
+        (
+            "{upstreams: {coze: {bot_id: 1}}, chat: {upstream: coze, model: poet}}",
+            "chat.model: poet is none of the bots of upstreams.coze",
+        ),
+        (gemini("bot_id: 1"), "upstreams.gemini.bot_id: is a setting of kind coze; this upstream is of kind gemini"),
         (gemini("base_url: https://h/?a=b"), "upstreams.gemini.base_url: must not hold a query"),
         (gemini("base_url: https://u:p@h"), "upstreams.gemini.base_url: must not hold credentials"),
         (gemini("base_url: h"), "upstreams.gemini.base_url: must be an address"),
@@ -196,6 +234,14 @@ def test_a_token_that_could_not_work_is_an_error(tokens: str, place: str, said: 
     assert said in problem
 
 
+def test_calls_without_a_model_go_only_where_all_of_openais_dialect_is_spoken() -> None:
+    coze = {"kind": "coze", "base_url": "http://h", "bot_id": 1}
+    settings = Settings.model_validate({"upstreams": {"c": coze}, "openai": {"default_upstream": "c"}})
+    ((place, _, said),) = cross_checks(settings)
+    assert place == ("openai", "default_upstream")
+    assert said == "upstream c is of kind coze; it must be of kind openai or gemini"
+
+
 def test_listening_elsewhere_is_allowed_with_tokens() -> None:
     assert parse("server: {host: 0.0.0.0}", {"BALANCER_TOKENS": "a=b"}).server.host == "0.0.0.0"
 
@@ -289,3 +335,24 @@ def _tree(steps: list[str], odd: Any) -> Any:
     for above, step in reversed(list(zip(["", *steps], steps, strict=False))):
         tree = [tree] if step == "*" and above != "upstreams" else {"gemini" if step == "*" else step: tree}
     return tree
+
+
+OA = "{oa: {kind: openai, keys: k1, models: [gpt-*], disabled_models: [gpt-off], aliases: {fast: gpt-5.1}}}"
+
+
+@pytest.mark.parametrize(
+    ("chat", "problem"),
+    [
+        ("{model: gpt-5.1}", "chat.model: is a model of chat.upstream, which is not given"),
+        ("{upstream: oa}", "chat.model: is needed beside chat.upstream: a model of oa"),
+        ("{upstream: oa, model: o3}", "chat.model: o3 is none of upstreams.oa.models"),
+        ("{upstream: oa, model: gpt-off}", "chat.model: gpt-off is switched off by upstreams.oa.disabled_models"),
+        ("{upstream: ao, model: gpt-5.1}", "chat.upstream: there is no upstream ao; there are: oa"),
+    ],
+)
+def test_the_chat_bot_needs_a_model_of_its_upstream(chat: str, problem: str) -> None:
+    assert problems(f"chat: {chat}\nupstreams: {OA}") == [problem]
+
+
+def test_the_chat_bot_s_model_may_be_an_alias() -> None:
+    assert parse(f"chat: {{upstream: oa, model: fast}}\nupstreams: {OA}", {}).chat.model == "fast"

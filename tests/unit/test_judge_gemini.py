@@ -397,11 +397,53 @@ def test_configured_fields_replace_the_clients_but_never_the_key() -> None:
     assert sent.headers == [("Accept", "*/*"), ("User-Agent", "ours"), ("X-Gateway", "1"), ("x-goog-api-key", SECRET)]
 
 
-@pytest.mark.parametrize("version", ["v1beta", "v1"])
-def test_the_openai_paths_of_google_get_the_key_as_bearer_and_no_second_credential(version: str) -> None:
-    kind = GeminiKind("g", "https://h", {"Authorization": "Basic x"})
-    sent = kind.prepare(call(f"/{version}/openai/chat/completions", (("Accept", "*/*"),)), KEY)
-    assert sent.headers == [("Accept", "*/*"), ("authorization", f"Bearer {SECRET}")]
+def spoken_in_openais(path: str, headers: tuple[tuple[str, str], ...] = (), surface: str = "openai") -> Call:
+    return Call(surface, "openai", "POST", path, list(headers), ANONYMOUS, model="gemini-2.5-flash")
+
+
+def test_openais_dialect_goes_below_googles_path_for_it_with_the_key_as_bearer_and_no_second_credential() -> None:
+    kind = GeminiKind("g", "https://h/p/", {"Authorization": "Basic x", "X-Goog-Api-Key": "wrong", "X-Gateway": "1"})
+    headers = (("Accept", "*/*"), ("authorization", "stray"), ("x-goog-api-key", "stray"))
+    sent = kind.prepare(spoken_in_openais("/chat/completions?x=%2F", headers), KEY)
+    assert sent.url == "https://h/p/v1beta/openai/chat/completions?x=%2F"
+    assert sent.headers == [("Accept", "*/*"), ("X-Gateway", "1"), ("authorization", f"Bearer {SECRET}")]
+
+
+@pytest.mark.parametrize("dialect", ["openai", "gemini"])
+@pytest.mark.parametrize(
+    ("path", "credential"),
+    [
+        ("/v1beta/openai/chat/completions", ("authorization", f"Bearer {SECRET}")),
+        ("/v1beta/models/openai/x", ("x-goog-api-key", SECRET)),
+        ("/v1alpha/anything?x=1", ("x-goog-api-key", SECRET)),
+    ],
+)
+def test_a_raw_call_keeps_its_path_and_gets_the_credential_that_google_wants_there(
+    dialect: str, path: str, credential: tuple[str, str]
+) -> None:
+    sent = KIND.prepare(Call("raw", dialect, "PATCH", path, [], ANONYMOUS), KEY)
+    assert (sent.method, sent.url) == ("PATCH", f"https://generativelanguage.googleapis.com{path}")
+    assert sent.headers == [credential]
+
+
+def in_a_list(said: bytes) -> bytes:
+    return b"[" + said + b"]\n" if said.startswith(b"{") else said
+
+
+@pytest.mark.parametrize(("status", "said", "judgement"), TABLE.values(), ids=TABLE)
+def test_an_error_in_a_list_of_one_means_the_same(status: int, said: bytes, judgement: Judgement) -> None:
+    assert KIND.judge(spoken_in_openais("/chat/completions"), status, [], in_a_list(said)) == judgement
+
+
+def test_a_stray_credential_that_does_not_travel_leaves_the_key_to_blame() -> None:
+    asked = spoken_in_openais("/chat/completions", (("Authorization", "Bearer stray"),))
+    assert KIND.judge(asked, 401, [], b"").action == DEAD
+
+
+def test_the_catalogue_is_googles_list_in_openais_dialect() -> None:
+    asked = KIND.catalogue()
+    assert (asked.surface, asked.dialect, asked.method, asked.path) == ("catalogue", "openai", "GET", "/models")
+    assert KIND.prepare(asked, KEY).url == "https://generativelanguage.googleapis.com/v1beta/openai/models"
 
 
 def test_a_probe_is_a_free_call() -> None:

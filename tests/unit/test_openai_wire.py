@@ -286,6 +286,11 @@ def test_errors_have_the_type_of_their_status(status: int, kind: str, anthropic:
     }
 
 
+def test_a_backend_s_own_refusal_of_the_request_is_an_error_of_the_api() -> None:
+    for status, kind in ((400, "api_error"), (404, "api_error"), (502, "server_error")):
+        assert orjson.loads(render(ProxyError(status, "backend_error", "no")))["error"]["type"] == kind
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [

@@ -97,3 +97,17 @@ def test_a_user_that_cannot_be_a_handle_is_passed_over(user: Any) -> None:
 def test_a_handle_is_trimmed_and_case_folded() -> None:
     assert choose(user="  Straße ") == choose(user="STRASSE") == Derived("strasse")
     assert choose(user="x" * 256) == Derived("x" * 256)
+
+
+@pytest.mark.parametrize("place", ["header", "query", "body", "prefix", "user"])
+def test_where_conversations_are_not_numbered_digits_are_a_handle(place: str) -> None:
+    given: dict[str, Any] = {place: " 296270 "}
+    assert choose(**given, numbered=False) == Derived("296270")
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [(296270, Derived("296270")), ("7", Derived("7")), (True, Fresh()), (0.5, Fresh())]
+)
+def test_where_conversations_are_not_numbered_a_whole_number_is_a_handle_too(value: Any, expected: SessionId) -> None:
+    assert choose(metadata={"sessionId": value}, header=None, numbered=False) == expected
+    assert choose(body=value, numbered=False) == expected

@@ -1,6 +1,7 @@
 // How a program in JavaScript tells what came of each call: the lines of telling.py.
 
 export const URL_ = process.env.PROXY_URL;
+export const TOKEN = process.env.CLIENT_TOKEN;
 export const MODEL = "gemini-2.5-flash";
 const ABSENT = /only supported (in|by)|not supported in|only available in|is not supported/;
 

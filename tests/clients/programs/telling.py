@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 URL = os.environ["PROXY_URL"]
+TOKEN, OTHER_TOKEN = os.environ.get("CLIENT_TOKEN", "any-text"), os.environ.get("OTHER_TOKEN", "any-text")
+"""Of two clients; where the proxy has no tokens, any text will do."""
 MODEL = "gemini-2.5-flash"
 ABSENT = re.compile(r"only supported in|not supported in|only available in|is not supported")
 """What Google's SDKs say of calls that exist in another product only."""
@@ -49,7 +51,7 @@ def _absent(failed: Exception) -> bool:
     if isinstance(failed, Absent):
         return True
     if isinstance(failed, AttributeError):
-        return getattr(type(failed.obj), "__module__", "").startswith("google.genai")
+        return getattr(type(failed.obj), "__module__", "").startswith(("google.genai", "openai."))
     return isinstance(failed, ValueError) and ABSENT.search(str(failed)) is not None
 
 

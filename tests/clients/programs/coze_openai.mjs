@@ -1,0 +1,56 @@
+// openai for JavaScript on a bot: whole, streamed with what it thought, conversations, refused.
+
+import { readFileSync } from "node:fs";
+import { createRequire } from "node:module";
+import path from "node:path";
+import { pathToFileURL } from "node:url";
+import { TOKEN, URL_, call, equal, every, holds, line } from "./telling.mjs";
+
+// Programs stand outside of the folder where their packages are.
+const require = createRequire(path.join(process.env.CLIENT_HOME, "package.json"));
+const { default: OpenAI } = await import(pathToFileURL(require.resolve("openai")).href);
+
+const home = path.join(process.env.CLIENT_HOME, "node_modules", "openai", "package.json");
+line({ client: "openai (JavaScript)", version: JSON.parse(readFileSync(home)).version, transport: "fetch" });
+const api = new OpenAI({ apiKey: TOKEN, baseURL: `${URL_}/v1`, maxRetries: 0 });
+const model = process.env.CLIENT_MODEL;
+const messages = [{ role: "user", content: "one" }, { role: "assistant", content: "a" }, { role: "user", content: "grüße 你好" }];
+const said = "a  b\n";
+
+if (process.env.CLIENT_BREAKS) {
+  await call("chat.completions.create (a stream that breaks)", async () => {
+    const broken = every(api.chat.completions.create({ model, messages, stream: true }));
+    const error = await broken.then(() => null, (failed) => failed);
+    holds(error instanceof OpenAI.APIError, error);
+    equal(error.code, "stream_error");
+  });
+  process.exit(0);
+}
+await call("chat.completions.create", async () => {
+  const answer = await api.chat.completions.create({ model, messages });
+  const { content, reasoning_content } = answer.choices[0].message;
+  equal([content, reasoning_content, answer.model], [said, "hm", model]);
+});
+await call("chat.completions.create (stream, include_usage)", async () => {
+  const wanted = { model, messages, stream: true, stream_options: { include_usage: true } };
+  const chunks = await every(api.chat.completions.create(wanted));
+  equal(chunks.map((chunk) => chunk.choices[0]?.delta.content ?? "").join(""), said);
+  equal(chunks.map((chunk) => chunk.choices[0]?.delta.reasoning_content ?? "").join(""), "hm");
+  holds(chunks.at(-1).usage.total_tokens > 0, chunks.at(-1));
+});
+await call("chat.completions.stream", async () => {
+  const stream = api.chat.completions.stream({ model, messages });
+  equal((await stream.finalChatCompletion()).choices[0].message.content, said);
+});
+await call("chat.completions.create (user, x-conversation-id)", async () => {
+  const asked = api.chat.completions.create({ model, messages, user: "alice" });
+  const conversation = (await asked.asResponse()).headers.get("x-conversation-id");
+  const again = api.chat.completions.create({ model, messages }, { headers: { "x-conversation-id": conversation } });
+  equal((await again.asResponse()).headers.get("x-conversation-id"), conversation);
+});
+await call("chat.completions.create (a conversation that is no more)", async () => {
+  const named = { headers: { "x-conversation-id": "7500000000000000999" } };
+  const error = await api.chat.completions.create({ model, messages }, named).then(() => null, (failed) => failed);
+  holds(error instanceof OpenAI.NotFoundError, error);
+  equal([error.code, error.message.includes("会话不存在")], ["session_not_found", true]);
+});
