@@ -46,7 +46,7 @@ clients-doc: clients
 	$(BIN)/python -m tests.clients.guide
 
 test: $(VENV)/.test clients
-	$(BIN)/python -m pytest -q $(TESTS)
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal $(TESTS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .

@@ -2,7 +2,8 @@
 
     listener → middlewares (request id, access log, errors, drain, auth) → surface → Call
       → relay.relay():  router.choose → pool.lease → kind.prepare → transport.send → kind.judge
-                        → (again with another key, while no byte has reached the client) | stream.copy → pool.report
+                        → (again with another key or upstream, while no byte has reached the client)
+                        | stream.copy → pool.report
 
 `Runtime` holds what one process has; `apply()` makes everything that depends on the configuration anew and swaps it in one
 assignment, so that a request sees the old settings or the new ones and never a mixture.
@@ -10,6 +11,8 @@ assignment, so that a request sees the old settings or the new ones and never a 
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hashlib
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -23,40 +26,93 @@ from aiohttp.typedefs import Handler
 from balancer.clock import Clock, SystemClock
 from balancer.config import Settings
 from balancer.config import Upstream as UpstreamSettings
+from balancer.config.upstream import OPENAI_KINDS
+from balancer.conversations.base import DatabaseRefused, StorageUnavailable
+from balancer.conversations.opening import Conversations, sqlite_path
 from balancer.errors import ProxyError
 from balancer.keypool.pool import Event, KeyPool
-from balancer.middlewares.access_log import access_log, overhead
-from balancer.middlewares.auth import PUBLIC_PATHS, Callers, auth
-from balancer.middlewares.drain import Drain, drain
+from balancer.keypool.reach import Reach, Turn
+from balancer.middlewares.auth import Callers, auth
+from balancer.middlewares.cors import cors
+from balancer.middlewares.drain import Drain
+from balancer.middlewares.envelope import envelope
 from balancer.middlewares.errors import errors
 from balancer.middlewares.request_id import request_id
-from balancer.model import ANONYMOUS, Client, Record
+from balancer.model import ANONYMOUS, Choice, Client, Record
+from balancer.observe.access import overhead
 from balancer.observe.logs import Logs
 from balancer.observe.metrics import Metrics
 from balancer.observe.redaction import Redactor
+from balancer.relay.catalogue import FetchedCatalogues
 from balancer.relay.exchange import Rooms, Upstream
+from balancer.relay.expiry import Expiry
 from balancer.relay.ownership import Finder
+from balancer.relay.probe import ReachProbes
 from balancer.relay.replay import Budget
 from balancer.relay.transport import HttpTransport
 from balancer.routing.affinity import Affinity
+from balancer.routing.backend_sessions import BackendSessions
+from balancer.routing.bot_conversations import BotConversations
+from balancer.routing.limits import Limits
+from balancer.routing.logins import PREFIX as SESSION_TOKEN
+from balancer.routing.logins import Logins, Memory, digest_of
 from balancer.routing.router import Route, Router
-from balancer.state.memory import MemoryBindings, MemoryPins
+from balancer.state.base import Counters, Locks, LoginSessions, Talks
+from balancer.state.memory import (
+    MemoryBindings,
+    MemoryCounters,
+    MemoryLocks,
+    MemoryLoginSessions,
+    MemoryPins,
+    MemoryTalks,
+)
 from balancer.surfaces import admin, health
+from balancer.surfaces.achuan_session import AchuanSessionSurface
+from balancer.surfaces.chat import ChatSurface
+from balancer.surfaces.chat_turn import ChatSettings, Turns
+from balancer.surfaces.conversations import ConversationsSurface
+from balancer.surfaces.conversations_chat import Backend, ConversationsSettings
+from balancer.surfaces.conversations_turns import Generations
 from balancer.surfaces.gemini import GeminiSettings, GeminiSurface, base_path
-from balancer.upstreams.base import UpstreamKind
+from balancer.surfaces.login import LoginSurface
+from balancer.surfaces.openai import OpenAISettings, OpenAISurface
+from balancer.upstreams import achuan, coze
+from balancer.upstreams.achuan import AchuanKind
+from balancer.upstreams.base import PassingKind
+from balancer.upstreams.conversing import ConversingKind, Keeping
+from balancer.upstreams.coze import CozeKind
 from balancer.upstreams.gemini import GeminiKind
-from balancer.web import SURFACE, Surface
+from balancer.upstreams.openai import OpenAIKind
+from balancer.web import PUBLIC_PATHS, SURFACE, Surface
 from balancer.wire.naming import GoogleNaming, Naming
+from balancer.wire.openai_ids import OpenaiNaming
 
 log = structlog.get_logger()
 
-KINDS: dict[str, Callable[[UpstreamSettings], UpstreamKind]] = {
+KINDS: dict[str, Callable[[UpstreamSettings], PassingKind | ConversingKind]] = {
     "gemini": lambda settings: GeminiKind(settings.name, settings.base_url, settings.headers),
+    "openai": lambda settings: OpenAIKind(settings.name, settings.base_url, settings.headers, settings.key_header),
+    "achuan": lambda settings: AchuanKind(settings.name, settings.base_url, settings.headers, _keeping(settings)),
+    "coze": lambda settings: CozeKind(
+        settings.name, settings.base_url, settings.headers, settings.bot_ids, settings.user_id, SystemClock()
+    ),
 }
 """The table of upstream kinds: a new one is a file in `upstreams/` and a line here."""
 
+DIALECTS: dict[str, frozenset[str]] = {
+    "gemini": frozenset({"gemini", "openai"}),
+    "openai": frozenset({"openai"}),
+    "achuan": frozenset({"openai"}),
+    "coze": frozenset({"openai"}),
+}
+"""In which dialects each kind can be asked."""
+
 KEPT_SIGNING_KEYS = 4
 """Signing keys whose upload addresses still hold: a reload that adds a pool key changes the derived one."""
+OPENING = 5.0
+"""Seconds for which the start waits for a database."""
+STORING = 5.0
+"""Seconds at the end for what was said of answers that were cut off to be stored."""
 
 
 class Runtime:
@@ -73,13 +129,63 @@ class Runtime:
         self.callers: Callers
         self.admin_callers: Callers
         self.gemini: GeminiSettings
+        self.chat: ChatSettings
+        self.stored: ConversationsSettings
+        self.openai: OpenAISettings
         self.pins: MemoryPins | None = None
         self.bindings: MemoryBindings | None = None
+        self.login_sessions: LoginSessions = MemoryLoginSessions(self.clock)
+        self.login_memory = Memory(self.clock)
+        self.logins: Logins
+        self.counters: Counters = MemoryCounters(self.clock)
+        self.talks: Talks | None = None
+        self.locks: Locks = MemoryLocks()
+        self.conversations: Conversations
+        self.generations = Generations()
         self.finder = Finder(self.clock)
+        self.catalogues = FetchedCatalogues(lambda: self.rooms.upstreams, self.clock)
+        self.reach_probes = ReachProbes(lambda: self.rooms.upstreams, self.clock)
+        self.expiry = Expiry(lambda: tuple(self.rooms.upstreams.values()), self.clock)
+        self._started = self.clock.wall()
         self.namings: dict[str, Naming] = {"gemini": GoogleNaming()}
         self._signing_keys: tuple[bytes, ...] = ()
         self.surfaces: tuple[Surface, ...] = (
             GeminiSurface(lambda: self.rooms, lambda: self.gemini, self.budget, self.clock),
+            LoginSurface(
+                lambda: self.rooms,
+                lambda: self.logins,
+                lambda: self.callers,
+                lambda: self.settings.server.body_idle_timeout,
+            ),
+            AchuanSessionSurface(lambda: self.rooms, lambda: self.settings.server.body_idle_timeout),
+            ChatSurface(
+                Turns(
+                    lambda: self.rooms,
+                    lambda: self.chat,
+                    lambda: self.conversations,
+                    lambda: self.locks,
+                    self.budget,
+                    self.clock,
+                ),
+                lambda: self.rooms,
+                lambda: self.chat,
+                self.budget,
+                self.clock,
+            ),
+            ConversationsSurface(
+                Backend(
+                    lambda: self.rooms,
+                    lambda: self.stored,
+                    lambda: self.conversations,
+                    lambda: self.locks,
+                    self.budget,
+                    self.drain.begun,
+                    self.clock,
+                    self.generations,
+                ),
+                lambda: self.callers,
+            ),
+            OpenAISurface(lambda: self.rooms, lambda: self.openai, lambda: self.logins, self.budget, self.clock),
         )
         """The table of surfaces, in the order in which they are asked whether a request is theirs."""
         self._transports: dict[str, tuple[tuple[Any, ...], HttpTransport]] = {}
@@ -98,13 +204,31 @@ class Runtime:
         if self.pins is None or self.bindings is None:
             self.pins = MemoryPins(settings.affinity.max_sessions, self.clock)
             self.bindings = MemoryBindings(settings.affinity.max_bindings, self.clock)
+        if not hasattr(self, "conversations"):  # opened where it is, a database stays until a restart
+            self.conversations = Conversations(settings.database.url, self.clock)
+        if self.talks is None:
+            self.talks = MemoryTalks(settings.affinity.max_sessions, self.clock)
         # Uploads that began under the old keys go on under the new ones.
         self._signing_keys = tuple(dict.fromkeys((settings.signing_key, *self._signing_keys)))[:KEPT_SIGNING_KEYS]
         self.gemini = self._gemini_settings(settings)
-        self.callers = _callers(settings)
+        self.chat = _chat_settings(settings)
+        self.stored = _conversations_settings(settings)
+        self.openai = _openai_settings(settings)
+        self.namings["openai"] = OpenaiNaming(settings.openai.resource_ttl)
+        self.logins = Logins(
+            self.login_sessions,
+            self.login_memory,
+            settings.clients(),
+            self.clock,
+            ttl=settings.auth.login_ttl,
+            most=settings.auth.max_sessions,
+        )
+        self.callers = _callers(settings, self.logins)
         self.admin_callers = _admin_callers(settings)
         self.rooms = Rooms(
-            router=Router([_route(each) for each in settings.upstreams.values()]),
+            router=Router(
+                [_route(each) for each in settings.upstreams.values()], self.catalogues, started=self._started
+            ),
             affinity=Affinity(
                 self.pins,
                 self.bindings,
@@ -114,10 +238,16 @@ class Runtime:
                 uploads=settings.affinity.uploads,
             ),
             finder=self.finder,
+            limits=Limits(self.counters),
+            backend_sessions=BackendSessions(self.talks, self.bindings, self.locks, turn_wait=settings.chat.turn_wait),
+            bot_conversations=BotConversations(
+                self.talks, self.bindings, self.locks, turn_wait=settings.chat.turn_wait
+            ),
             namings=self.namings,
             upstreams=upstreams,
             attempts=settings.relay.attempts,
             max_wait=settings.relay.max_wait,
+            keepalive=settings.relay.keepalive,
             mask=redactor.data,
             clock=self.clock,
         )
@@ -127,6 +257,7 @@ class Runtime:
             if id(transport) not in kept:
                 transport.retire()
         self._transports = transports
+        self.expiry.look()
 
     def _gemini_settings(self, settings: Settings) -> GeminiSettings:
         clients = {client.name: client for client in settings.clients().values()}
@@ -144,11 +275,15 @@ class Runtime:
             signing_keys=self._signing_keys,
             base_paths=[base_path(each.base_url) for each in settings.upstreams.values()],
             client=clients.get,
+            ours=self._is_ours,
         )
+
+    def _is_ours(self, credential: str) -> bool:
+        return credential.startswith(SESSION_TOKEN) or digest_of(credential) in self.callers.by_digest
 
     def _transport(self, upstream: UpstreamSettings, settings: Settings) -> tuple[tuple[Any, ...], HttpTransport]:
         """The upstream's connections: those it has, while nothing about the way there has changed."""
-        way = (upstream.base_url, upstream.egress_proxy, upstream.egress_ca_file, settings.relay.timeouts.connect)
+        way = (_base_url(upstream), upstream.egress_proxy, upstream.egress_ca_file, settings.relay.timeouts.connect)
         had = self._transports.get(upstream.name)
         if had is not None and had[0] == way:
             return had
@@ -160,24 +295,32 @@ class Runtime:
     ) -> Upstream:
         """The upstream with its pool: the one it has, so that rests and reasons survive a reload."""
         keys = upstream.pool
+        if upstream.kind == "achuan":  # whose keys say themselves which of them are one account
+            keys = tuple(map(achuan.with_account, keys))
         if known is not None and known.kind_name == upstream.kind:
             pool = known.pool
             pool.replace(keys)
         else:
             pool = KeyPool(upstream.name, keys, self.clock)
             pool.on_event = lambda event: _log_key_event(upstream.name, event)
+        if known is not None and known.transport is transport:
+            reach = known.reach
+        else:
+            reach = Reach(self.clock)
+            reach.on_turn = lambda turn: self._reach_turned(upstream.name, turn)
         return Upstream(
             name=upstream.name,
             kind_name=upstream.kind,
-            base_url=upstream.base_url,
+            base_url=_base_url(upstream),
             kind=KINDS[upstream.kind](upstream),
             pool=pool,
+            reach=reach,
             transport=transport,
             timeouts=settings.relay.timeouts.as_timeouts(),
         )
 
-    def request_finished(self, line: dict[str, Any], record: Record) -> None:
-        self.logs.access(line)
+    def request_finished(self, record: Record, now: float) -> None:
+        self.logs.access(record, now)
         ttfb = None if record.first_byte is None else record.first_byte - record.started
         self.metrics.request_done(
             record.surface or "none",
@@ -188,7 +331,35 @@ class Runtime:
             record.bytes_out,
         )
 
+    def _reach_turned(self, upstream: str, turn: Turn) -> None:
+        _log_turn(upstream, turn)
+        if turn.kind != "up":
+            self.reach_probes.begin(upstream)
+
+    async def open_database(self) -> None:
+        """Open a database that is there already, or is a server's. Raises DatabaseRefused, where this program must not use it.
+
+        One that cannot be reached now is no reason not to start: what needs it tries again.
+        """
+        url = self.settings.database.url
+        if url.startswith("sqlite:") and not await asyncio.to_thread(sqlite_path(url).exists):
+            return
+        try:
+            async with asyncio.timeout(OPENING):
+                await self.conversations.store()
+        except DatabaseRefused:
+            raise
+        except (StorageUnavailable, TimeoutError) as error:
+            log.warning("the database cannot be used yet", reason=getattr(error, "reason", "it does not answer"))
+
     async def close(self) -> None:
+        await self.reach_probes.close()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(STORING):
+                await self.generations.ended()
+        if hasattr(self, "conversations"):
+            await self.conversations.close()
+        await self.catalogues.close()
         for _, transport in self._transports.values():
             await transport.close()
 
@@ -197,13 +368,22 @@ def make_app(runtime: Runtime) -> web.Application:
     """The application of the main listener."""
     app = web.Application(
         middlewares=[
-            request_id(runtime.clock, lambda: runtime.surfaces),
-            access_log(runtime.clock, runtime.request_finished),
-            errors(lambda: runtime.surfaces[0]),
-            drain(runtime.drain),
+            envelope(
+                runtime.clock,
+                lambda: runtime.surfaces,
+                runtime.drain,
+                lambda: runtime.surfaces[-1],
+                runtime.request_finished,
+            ),
+            cors(),
             auth(lambda: runtime.callers),
         ]
     )
+
+    async def open_database(_: web.Application) -> None:
+        await runtime.open_database()
+
+    app.on_startup.append(open_database)
     app.add_routes(health.routes(lambda: runtime.rooms, lambda: runtime.drain.draining))
     app.router.add_route("*", "/{path:.*}", _dispatch, expect_handler=_expect_later)
     return app
@@ -229,44 +409,121 @@ def beside_router(app: web.Application, routed: RequestHandler) -> RequestHandle
     """What the main listener calls: all but the few routes of its own goes through the same middlewares without aiohttp's
     router, which would cost every call for what it never finds. `routed` is the application's ordinary handler.
     """
-    handler: Handler = _dispatch
+    handler: Handler = _answer
     for middleware in reversed(tuple(app.middlewares)):
         handler = partial(middleware, handler=handler)
 
-    async def handle(request: web.BaseRequest) -> web.StreamResponse:
+    def handle(request: web.BaseRequest) -> Awaitable[web.StreamResponse]:
         assert isinstance(request, web.Request)
-        if request.raw_path.partition("?")[0] in PUBLIC_PATHS:
-            return await routed(request)
-        return await handler(request)
+        return (routed if request.raw_path.partition("?")[0] in PUBLIC_PATHS else handler)(request)
 
     return handle
 
 
 async def _dispatch(request: web.Request) -> web.StreamResponse:
+    return await _answer(request)
+
+
+def _answer(request: web.Request) -> Awaitable[web.StreamResponse]:
     surface = request.get(SURFACE)
     if surface is None:
         raise ProxyError(404, "unknown_url", f"Invalid URL ({request.method} {request.path})")
-    response: web.StreamResponse = await surface.handle(request)
-    return response
+    handled: Awaitable[web.StreamResponse] = surface.handle(request)
+    return handled
 
 
 async def _expect_later(request: web.Request) -> None:
     """`100 Continue` waits until the caller is known and the body is wanted (`surfaces.base.ClientBody`)."""
 
 
+def _base_url(upstream: UpstreamSettings) -> str:
+    match upstream.kind:
+        case "achuan":
+            return achuan.origin(upstream.base_url)
+        case "coze":
+            return coze.origin(upstream.base_url)
+        case _:
+            return upstream.base_url
+
+
+def _keeping(settings: UpstreamSettings) -> Keeping:
+    return Keeping(
+        settings.session_ttl,
+        settings.renew_explicit,
+        settings.adopt_unknown_sessions,
+        transcript=settings.fresh_history == "transcript",
+    )
+
+
 def _route(upstream: UpstreamSettings) -> Route:
     return Route(
         upstream=upstream.name,
         kind=upstream.kind,
-        models=tuple(upstream.models),
+        dialects=DIALECTS[upstream.kind],
+        models=tuple(upstream.bot_ids) if upstream.kind == "coze" else upstream.models,
+        bots=tuple(upstream.bot_ids),
         disabled=tuple(upstream.disabled_models),
         aliases=dict(upstream.aliases),
     )
 
 
-def _callers(settings: Settings) -> Callers:
+def _chat_settings(settings: Settings) -> ChatSettings:
+    chat, choice = settings.chat, None
+    upstream = settings.upstreams.get(chat.upstream or "")
+    if upstream is not None:
+        model = chat.model or next(iter(upstream.bot_ids))  # which the checks see to
+        choice = Choice(upstream.name, upstream.aliases.get(model, model))
+    return ChatSettings(
+        choice=choice,
+        kind="" if upstream is None else upstream.kind,
+        user=upstream.user_id if upstream is not None and upstream.kind == "coze" else None,
+        turn_wait=chat.turn_wait,
+        history=settings.conversations.history,
+        max_body=chat.max_body,
+        body_idle=settings.server.body_idle_timeout,
+        allowed_origins=chat.allowed_origins,
+        members={each.name: each.max_tokens_member for each in settings.upstreams.values()},
+    )
+
+
+def _conversations_settings(settings: Settings) -> ConversationsSettings:
+    return ConversationsSettings(
+        model=settings.conversations.model,
+        history=settings.conversations.history,
+        max_body=settings.conversations.max_body,
+        body_idle=settings.server.body_idle_timeout,
+        turn_wait=settings.chat.turn_wait,
+        allowed_origins=settings.conversations.allowed_origins,
+        members={each.name: each.max_tokens_member for each in settings.upstreams.values()},
+    )
+
+
+def _openai_settings(settings: Settings) -> OpenAISettings:
+    upstreams = settings.upstreams.values()
+    added: dict[str, tuple[str, ...]] = {}
+    for each in upstreams:
+        for path in each.paths:
+            added[path] = (*added.get(path, ()), each.name)
+    return OpenAISettings(
+        max_body=settings.server.max_body,
+        max_upload=settings.server.max_upload,
+        body_idle=settings.server.body_idle_timeout,
+        replay=settings.relay.replay_limit,
+        trusted_proxies=settings.server.trusted_proxies,
+        allowed_origins=settings.openai.allowed_origins,
+        default_upstream=settings.openai.default_upstream,
+        filtered=bool(settings.auth.tokens),
+        members={each.name: each.max_tokens_member for each in upstreams},
+        paths=added,
+        raw={each.name: each.raw for each in upstreams},
+        passing={each.name: each.kind for each in upstreams if each.kind in OPENAI_KINDS},
+    )
+
+
+def _callers(settings: Settings, logins: Logins) -> Callers:
     public = settings.server.public_url
-    return Callers(settings.clients(), settings.auth.exempt_loopback, urlsplit(public).hostname if public else None)
+    host = urlsplit(public).hostname if public else None
+    return Callers(settings.clients(), settings.auth.exempt_loopback, host, logins)
 
 
 def _admin_callers(settings: Settings) -> Callers:
@@ -288,3 +545,16 @@ def _log_key_event(upstream: str, event: Event) -> None:
         log.info(f"key {event.kind}" if event.kind == "enabled" else "upstream usable again", **fields)
     else:
         log.warning({"rest": "key rests", "disabled": "key disabled"}.get(event.kind, "upstream backs off"), **fields)
+
+
+def _log_turn(upstream: str, turn: Turn) -> None:
+    match turn.kind:
+        case "down":
+            seconds = round(turn.seconds or 0.0, 1)
+            log.warning(
+                "upstream down: left out until a probe succeeds", upstream=upstream, reason=turn.reason, seconds=seconds
+            )
+        case "up":
+            log.info("upstream up again", upstream=upstream, seconds=round(turn.seconds or 0.0, 1))
+        case "doubted":
+            log.debug("upstream gives no answers: probing it", upstream=upstream, reason=turn.reason)

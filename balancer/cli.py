@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from balancer import __version__
+from balancer import __version__, usage
 
 if TYPE_CHECKING:
     from balancer.config import Settings
@@ -24,73 +24,8 @@ if TYPE_CHECKING:
 FINE, NOT_SERVING, MISTAKE, NO_KEYS, NOT_REACHABLE, INTERRUPTED = 0, 1, 2, 3, 4, 130
 ASK_TIMEOUT = 5.0
 """Seconds that a running process has to answer `keys` and `health`."""
-
-_MAIN = """\
-A reverse proxy for LLM APIs that owns the API keys: put its address where a provider's base URL would go.
-
-first steps:
-  balancer serve --stand-in             try it without a key: answers come from a built-in stand-in
-  GEMINI_API_KEYS=k1,k2 balancer serve  serve the Gemini API on http://127.0.0.1:8000
-  balancer keys                         what the keys of the running process are doing
-"""
-_SERVE = """\
-Serve until SIGTERM or Ctrl-C; what runs then may finish. SIGHUP, or a change of the file, reads the configuration again.
-
-examples:
-  GEMINI_API_KEYS=k1,k2 balancer serve
-  balancer serve --config /etc/balancer/config.yaml
-  balancer serve --stand-in
-
-exit codes: 0 stopped, 1 cannot listen, 2 mistake in the configuration, 3 an upstream has no keys
-"""
-_CHECK = """\
-Check a configuration, every mistake at once, and show what it comes to. Nothing is started; no secret is shown.
-
-examples:
-  balancer check-config
-  balancer check-config --config /etc/balancer/config.yaml --quiet
-
-exit codes: 0 valid, 2 mistakes, 3 valid but an upstream has no keys
-"""
-_KEYS = """\
-Show the keys of the running process: which are ready, which rest and until when, which are disabled and why.
-Asks its admin listener (http://127.0.0.1:8001 by default). Keys appear as fingerprints, never in clear.
-
-examples:
-  balancer keys
-  balancer keys --json | jq '.upstreams[].keys[] | select(.state != "ready")'
-  balancer keys --url http://10.0.0.5:8001
-
-exit codes: 0 every upstream has a ready key, 1 one has none, 2 mistake in the configuration, 4 not reachable
-"""
-_HEALTH = """\
-Ask the running process whether it can serve (GET /readyz): for container health checks and scripts.
-
-examples:
-  balancer health
-  balancer health --url http://127.0.0.1:9000
-
-exit codes: 0 ready, 1 not ready, 2 mistake in the configuration, 4 not reachable
-"""
-_STAND_IN = """\
-Run the stand-in upstream alone: a small honest Gemini for trials, that answers without a model.
-
-examples:
-  balancer stand-in
-  balancer stand-in --port 9001 --keys key-a,key-b
-  BALANCER_UPSTREAMS__GEMINI__BASE_URL=http://127.0.0.1:8090 GEMINI_API_KEYS=k1,k2,k3 balancer serve
-
-exit codes: 0 stopped, 1 cannot listen
-"""
-_DOCS = """\
-Print a guide, or list the guides.
-
-examples:
-  balancer docs
-  balancer docs configuration
-
-exit codes: 0 printed, 2 no such guide
-"""
+CREATE_TIMEOUT = 120.0
+"""Seconds for `create-session`: keys may rest, and the backend takes its time."""
 
 
 class Failure(Exception):
@@ -121,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = _documented(argparse.ArgumentParser, prog="balancer", text=_MAIN)
+    parser: argparse.ArgumentParser = _documented(argparse.ArgumentParser, prog="balancer", text=usage.MAIN)
     parser.add_argument("--version", action="version", version=f"balancer {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
@@ -130,33 +65,61 @@ def _parser() -> argparse.ArgumentParser:
         made.set_defaults(run=run)
         return made
 
-    serve = command("serve", _serve, "start the proxy", _SERVE)
+    serve = command("serve", _serve, "start the proxy", usage.SERVE)
     _config_option(serve)
     serve.add_argument(
         "--stand-in", action="store_true", help="answer from a built-in stand-in upstream: no keys needed"
     )
 
-    check = command("check-config", _check_config, "check a configuration and show what it comes to", _CHECK)
+    check = command("check-config", _check_config, "check a configuration and show what it comes to", usage.CHECK)
     _config_option(check)
     check.add_argument("--quiet", action="store_true", help="print mistakes only; the exit code says the rest")
 
-    keys = command("keys", _keys, "what the keys of the running process are doing", _KEYS)
+    keys = command("keys", _keys, "what the keys of the running process are doing", usage.KEYS)
     _config_option(keys)
     keys.add_argument("--json", action="store_true", help="print the answer of the admin listener as it is")
     keys.add_argument("--url", help="admin listener to ask (default: admin.host and admin.port of the configuration)")
 
-    health = command("health", _health, "whether the running process can serve", _HEALTH)
+    health = command("health", _health, "whether the running process can serve", usage.HEALTH)
     _config_option(health)
     health.add_argument("--url", help="listener to ask (default: server.host and server.port of the configuration)")
 
-    stand_in = command("stand-in", _stand_in, "run the stand-in upstream alone", _STAND_IN)
+    session = command("create-session", _create_session, "make a session of an achuan backend", usage.CREATE_SESSION)
+    _config_option(session)
+    session.add_argument("--model", required=True, help="model of the session, with or without its upstream")
+    session.add_argument("--url", help="listener to ask (default: server.host and server.port of the configuration)")
+    session.add_argument("--token", help="client token (default: BALANCER_TOKEN in the environment)")
+    session.add_argument("--json", action="store_true", help="print the whole reply")
+
+    deploy = command("deploy", _deploy, "list, print or write the files shipped for an installation", usage.DEPLOY)
+    deploy.add_argument("file", metavar="FILE", nargs="?", help="which file (default: list them)")
+    deploy.add_argument("--to", metavar="DIR", type=Path, help="write it there instead of printing it")
+
+    stored = command("conversations", _conversations, "write stored chats out, or delete old ones", usage.CONVERSATIONS)
+    _config_option(stored)
+    stored.add_argument("action", choices=("export", "purge"), help="what to do with them")
+    stored.add_argument("--client", metavar="NAME", help="those of this client only")
+    stored.add_argument(
+        "--older-than",
+        metavar="TIME",
+        type=_duration,
+        help="those without activity for so long: 90d, 12h (purge needs it)",
+    )
+    stored.add_argument("--to", metavar="FILE", type=Path, help="export: write, or go on, in this file")
+    stored.add_argument("--dry-run", action="store_true", help="tell how many there are, and do nothing")
+
+    stand_in = command("stand-in", _stand_in, "run a stand-in upstream alone", usage.STAND_IN)
+    stand_in.add_argument(
+        "--kind", choices=("gemini", "openai", "achuan", "coze"), default="gemini", help="which (default: %(default)s)"
+    )
     stand_in.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     stand_in.add_argument("--port", type=_port, default=8090, help="port, 0 for any free one (default: %(default)s)")
     stand_in.add_argument(
-        "--keys", default="k1,k2,k3", help="keys it accepts, with commas between (default: %(default)s)"
+        "--keys",
+        help="keys it accepts, with commas between (default: k1,k2,k3; for achuan three tokens that it prints)",
     )
 
-    docs = command("docs", _docs, "print a guide", _DOCS)
+    docs = command("docs", _docs, "print a guide", usage.DOCS)
     docs.add_argument("topic", metavar="TOPIC", nargs="?", help="which guide (default: list them)")
     return parser
 
@@ -184,6 +147,15 @@ def _port(text: str) -> int:
     return port
 
 
+def _duration(text: str) -> float:
+    from balancer.config.values import duration
+
+    try:
+        return duration(text)
+    except ValueError as wrong:
+        raise argparse.ArgumentTypeError(f"{text} {wrong}") from None
+
+
 def _say(line: str = "") -> None:
     print(line, flush=True)
 
@@ -200,10 +172,13 @@ def _serve(arguments: argparse.Namespace) -> int:
     keyless = settings.keyless_upstreams()
     if keyless and not arguments.stand_in:
         raise Failure(NO_KEYS, f"{_without_keys(keyless)} To try it without keys: balancer serve --stand-in")
+    from balancer.conversations.base import DatabaseRefused
     from balancer.server import serve
 
     try:
         return serve(arguments.config, settings, stand_in=arguments.stand_in, announce=_say, environ=os.environ)
+    except DatabaseRefused as refused:
+        raise Failure(NOT_SERVING, f"database.url: {refused.reason}") from None
     except OSError as refused:
         raise Failure(NOT_SERVING, f"cannot listen: {refused.strerror or refused}") from None
 
@@ -287,13 +262,18 @@ def _keys(arguments: argparse.Namespace) -> int:
     return FINE if ready else NOT_SERVING
 
 
+def _listener_url(arguments: argparse.Namespace) -> str:
+    """The listener for clients: the one that was named, else that of the configuration."""
+    if arguments.url is not None:
+        url: str = arguments.url
+        return url.rstrip("/")
+    server = _settings(arguments.config).server
+    scheme = "https" if server.tls.cert else "http"
+    return f"{scheme}://{_callable_authority(server.host, server.port)}"
+
+
 def _health(arguments: argparse.Namespace) -> int:
-    if arguments.url is None:
-        server = _settings(arguments.config).server
-        scheme = "https" if server.tls.cert else "http"
-        url = f"{scheme}://{_callable_authority(server.host, server.port)}"
-    else:
-        url = arguments.url.rstrip("/")
+    url = _listener_url(arguments)
     status, body = _get(f"{url}/readyz", None, verify=arguments.url is not None)
     if status == 200:
         _say(f"ready: {url}")
@@ -306,8 +286,13 @@ def _health(arguments: argparse.Namespace) -> int:
     return NOT_SERVING
 
 
-def _get(url: str, token: str | None, *, verify: bool = True) -> tuple[int, bytes]:
-    """Status and body. No proxy (it asks a process of ours) and no redirects (they would carry the token elsewhere)."""
+def _get(
+    url: str, token: str | None, *, verify: bool = True, content: bytes | None = None, timeout: float = ASK_TIMEOUT
+) -> tuple[int, bytes]:
+    """Status and body; with `content` it is a POST of that JSON.
+
+    No proxy (it asks a process of ours) and no redirects (they would carry the token elsewhere).
+    """
     import http.client
     import ssl
     import urllib.error
@@ -327,8 +312,12 @@ def _get(url: str, token: str | None, *, verify: bool = True) -> tuple[int, byte
     try:
         if not url.startswith(("http://", "https://")):
             raise Failure(MISTAKE, f"{url} is no http:// or https:// address")
-        request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"} if token else {})  # noqa: S310
-        with opener.open(request, timeout=ASK_TIMEOUT) as answer:
+        request = urllib.request.Request(url, content)  # noqa: S310
+        if token:
+            request.add_header("Authorization", f"Bearer {token}")
+        if content is not None:
+            request.add_header("Content-Type", "application/json")
+        with opener.open(request, timeout=timeout) as answer:
             return answer.status, answer.read()
     except urllib.error.HTTPError as error:
         with error:
@@ -351,22 +340,102 @@ def _callable_authority(host: str, port: int | None) -> str:
     return _authority({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port or 0)  # noqa: S104
 
 
+# create-session, deploy ------------------------------------------------------------------------------------------------
+
+
+def _create_session(arguments: argparse.Namespace) -> int:
+    url = f"{_listener_url(arguments)}/api/chat/session"
+    token = arguments.token or os.environ.get("BALANCER_TOKEN") or None
+    content = json.dumps({"model": arguments.model}).encode()
+    try:
+        status, body = _get(url, token, verify=arguments.url is not None, content=content, timeout=CREATE_TIMEOUT)
+    except Failure as failure:
+        raise Failure(failure.code if failure.code == MISTAKE else NOT_SERVING, str(failure)) from None
+    try:
+        reply = json.loads(body)
+        if status != 200:
+            raise Failure(NOT_SERVING, f"{url} answered {status}: {reply['msg']}")
+        number = int(reply["data"]["id"])
+    except (ValueError, KeyError, TypeError):
+        raise Failure(NOT_SERVING, f"{url} answered {status}, but not as balancer does") from None
+    _say(json.dumps(reply, separators=(",", ":")) if arguments.json else f"Session ID: {number}")
+    return FINE
+
+
+def _deploy(arguments: argparse.Namespace) -> int:
+    from importlib.resources import files
+
+    shipped = {each.name: each for each in files("balancer").joinpath("deploy").iterdir() if each.is_file()}
+    if arguments.file is None:
+        for name in sorted(shipped):
+            _say(name)
+        _say("\nbalancer deploy FILE prints one, with --to DIR it is written there.")
+        return FINE
+    if arguments.file not in shipped:
+        raise Failure(MISTAKE, f"no file {arguments.file}; there are: {', '.join(sorted(shipped))}")
+    content = shipped[arguments.file].read_bytes()
+    if arguments.to is None:
+        _say(content.decode().replace("\r\n", "\n").rstrip())
+        return FINE
+    target: Path = arguments.to / arguments.file
+    try:
+        target.write_bytes(content)
+        if content.startswith(b"#!"):
+            target.chmod(0o755)
+    except OSError as refused:
+        raise Failure(NOT_SERVING, f"{target} cannot be written: {refused.strerror or refused}") from None
+    _say(str(target))
+    return FINE
+
+
+def _conversations(arguments: argparse.Namespace) -> int:
+    import asyncio
+
+    from balancer.archiving import chosen, export, purge
+    from balancer.conversations.base import StorageUnavailable
+    from balancer.conversations.opening import sqlite_path
+
+    if arguments.action == "purge" and arguments.older_than is None:
+        raise Failure(MISTAKE, "purge needs --older-than; for example: --older-than 365d")
+    url = _settings(arguments.config).database.url
+    if url.startswith("sqlite:") and not sqlite_path(url).exists():
+        raise Failure(NOT_SERVING, "there is no database: nothing was ever stored")
+    which, dry = chosen(arguments.client, arguments.older_than), arguments.dry_run
+    try:
+        if arguments.action == "purge":
+            asyncio.run(purge(url, which, _complain, dry=dry))
+        else:
+            asyncio.run(export(url, which, arguments.to or sys.stdout.buffer, _complain, dry=dry))
+    except StorageUnavailable as refused:
+        raise Failure(NOT_SERVING, f"stored chats cannot be used: {refused.reason}") from None
+    except BrokenPipeError:
+        raise
+    except (ValueError, OSError) as refused:
+        raise Failure(NOT_SERVING, str(refused)) from None
+    return FINE
+
+
 # stand-in, docs --------------------------------------------------------------------------------------------------------
 
 
 def _stand_in(arguments: argparse.Namespace) -> int:
-    keys = [key.strip() for key in arguments.keys.split(",") if key.strip()]
+    from balancer.standin.base import serve
+    from balancer.standin.kinds import KINDS
+
+    kind = KINDS[arguments.kind]
+    bots = " and any bot" if arguments.kind == "coze" else ""
+    default = kind.keys if arguments.kind == "achuan" else ("k1", "k2", "k3")
+    keys = default if arguments.keys is None else [key.strip() for key in arguments.keys.split(",") if key.strip()]
     if not keys:
         raise Failure(MISTAKE, "--keys names no key; for example: --keys k1,k2")
-    from balancer.standin.app import run
 
     def announce(line: str) -> None:
         if line.startswith("http"):
-            _say(f"stand-in upstream on {line} with the keys {', '.join(keys)}")
+            _say(f"stand-in upstream on {line}{kind.path} with the keys {', '.join(keys)}{bots}")
         else:
             _complain(line)
 
-    return run(arguments.host, arguments.port, keys, announce)
+    return serve(kind.make(keys), arguments.host, arguments.port, announce)
 
 
 def _docs(arguments: argparse.Namespace) -> int:

@@ -25,6 +25,7 @@ from balancer import __version__
 from balancer.app import Runtime, beside_router, make_admin_app, make_app
 from balancer.clock import Clock
 from balancer.config import ConfigError, Settings, Upstream, find_config, load
+from balancer.conversations.retention import purge_forever
 from balancer.listener import FIELD_LIMIT, LINGER, Listeners
 from balancer.observe import logs as observe_logs
 from balancer.observe.redaction import Redactor
@@ -34,7 +35,8 @@ log = structlog.get_logger()
 
 INTERRUPT_DRAIN = 5.0
 """Seconds of drain after Ctrl-C on a terminal: somebody is waiting for the prompt."""
-STAND_IN_KEYS = ("stand-in-key-1", "stand-in-key-2", "stand-in-key-3")
+StandIns = Mapping[str, tuple[str, tuple[str, ...]]]
+"""Base URL and keys of the stand-in upstream of each kind."""
 ACCESS_FLUSH = 0.05
 """Seconds that an access line may wait to be written with others: a system call for each would cost more than the line."""
 WATCH_EVERY = 2.0
@@ -72,13 +74,13 @@ async def _serve(
     # Before anybody can know that we run, and so before anybody can send one.
     _on_signals(stop, hangup)
     async with contextlib.AsyncExitStack() as stack:
-        stand_in_url = await stack.enter_async_context(_stand_in()) if stand_in else None
-        if stand_in_url is not None:
-            settings = on_stand_in(settings, stand_in_url)
+        stand_ins = await stack.enter_async_context(_stand_ins()) if stand_in else None
+        if stand_ins is not None:
+            settings = on_stand_ins(settings, stand_ins)
         server = await stack.enter_async_context(running(settings))
-        for line in greeting(server, stand_in_url):
+        for line in greeting(server, stands_in=stand_in):
             announce(line)
-        reloads = asyncio.create_task(_reload_forever(server, config, environ, stand_in_url, hangup))
+        reloads = asyncio.create_task(_reload_forever(server, config, environ, stand_ins, hangup))
         _settle_memory()
         received = await stop
         reloads.cancel()
@@ -118,6 +120,7 @@ FIXED = (
     *(("server", name) for name in ("host", "port", "workers", "keepalive_timeout")),
     *(("admin", name) for name in ("host", "port")),
     *(("logging", name) for name in ("format", "file")),
+    ("database", "url"),
 )
 """Settings that a running process keeps as it started with."""
 
@@ -155,6 +158,12 @@ async def running(settings: Settings, clock: Clock | None = None) -> AsyncIterat
             server.admin_address = (await admin.open(settings.admin.host, settings.admin.port))[0]
         probes = asyncio.create_task(probe_forever(lambda: tuple(runtime.rooms.upstreams.values()), runtime.clock))
         stack.callback(probes.cancel)
+        purges = asyncio.create_task(
+            purge_forever(lambda: runtime.conversations, "chat", lambda: runtime.settings.chat.retention, runtime.clock)
+        )
+        stack.callback(purges.cancel)
+        expiry = asyncio.create_task(runtime.expiry.look_forever())
+        stack.callback(expiry.cancel)
         yield server
 
 
@@ -209,35 +218,40 @@ def _settle_memory() -> None:
 
 
 @asynccontextmanager
-async def _stand_in() -> AsyncIterator[str]:
-    """The built-in stand-in upstream on a port of its own, inside this process."""
-    from balancer.standin.app import StandIn  # noqa: PLC0415
-    from balancer.standin.app import running as standing_in  # noqa: PLC0415
+async def _stand_ins() -> AsyncIterator[StandIns]:
+    """A built-in stand-in upstream of every kind, each on a port of its own, inside this process."""
+    from balancer.standin.base import running as standing_in  # noqa: PLC0415
+    from balancer.standin.kinds import KINDS  # noqa: PLC0415
 
-    async with standing_in(StandIn(STAND_IN_KEYS)) as url:
-        yield url
+    async with contextlib.AsyncExitStack() as stack:
+        yield {
+            name: (await stack.enter_async_context(standing_in(kind.make(kind.keys))) + kind.path, kind.keys)
+            for name, kind in KINDS.items()
+        }
 
 
-def on_stand_in(settings: Settings, url: str) -> Settings:
-    """The same settings with every upstream's requests and keys turned to the stand-in at `url`."""
-    upstreams = {name: stand_in_upstream(name, url) for name in settings.upstreams}
+def on_stand_ins(settings: Settings, stand_ins: StandIns) -> Settings:
+    """The same settings with every upstream's requests and keys turned to the stand-in of its kind."""
+    upstreams = {name: _on_stand_in(name, upstream, stand_ins) for name, upstream in settings.upstreams.items()}
     return settings.model_copy(update={"upstreams": upstreams})
 
 
-def stand_in_upstream(name: str, url: str) -> Upstream:
-    upstream = Upstream.model_validate({"kind": "gemini", "base_url": url, "keys": list(STAND_IN_KEYS)})
-    upstream.resolve(name, Path(), {}, lambda place, text: None)
-    return upstream
+def _on_stand_in(name: str, upstream: Upstream, stand_ins: StandIns) -> Upstream:
+    url, keys = stand_ins[upstream.kind]
+    kept = upstream.model_dump(exclude_unset=True, exclude={"keys", "keys_file", "proxy", "ca_file"})
+    there = Upstream.model_validate({**kept, "base_url": url, "keys": list(keys)})
+    there.resolve(name, Path(), {}, lambda place, text: None)
+    return there
 
 
-def greeting(server: Server, stand_in_url: str | None) -> Iterator[str]:
+def greeting(server: Server, *, stands_in: bool) -> Iterator[str]:
     """What a person who has just started it wants to know, and the lines to paste."""
     settings = server.runtime.settings
     scheme = "https" if settings.server.tls.cert else "http"
     url = f"{scheme}://{authority(*server.address)}"
-    if stand_in_url is not None:
+    if stands_in:
         yield "*" * 100
-        yield "*  NO KEYS: every answer comes from the built-in STAND-IN upstream and not from Google."
+        yield "*  NO KEYS: every answer comes from a built-in STAND-IN upstream and from no model."
         yield "*  Set GEMINI_API_KEYS=key1,key2 (or GEMINI_API_KEY) in the environment or in .env, and start again."
         yield "*" * 100
     for upstream in settings.upstreams.values():
@@ -248,7 +262,8 @@ def greeting(server: Server, stand_in_url: str | None) -> Iterator[str]:
     yield "Try it:"
     yield f"  curl {url}/v1beta/models/gemini-2.5-flash:generateContent -H 'x-goog-api-key: {token}' \\"
     yield """    -H 'content-type: application/json' -d '{"contents":[{"parts":[{"text":"Hello"}]}]}'"""
-    yield "or in Python (pip install google-genai):"
+    yield f"OpenAI clients: base URL {url}/v1, the same token as API key."
+    yield "Or in Python (pip install google-genai):"
     yield "  from google import genai"
     yield f'  client = genai.Client(api_key="{token}", http_options={{"base_url": "{url}"}})'
     yield '  print(client.models.generate_content(model="gemini-2.5-flash", contents="Hello").text)'
@@ -294,7 +309,7 @@ async def _drain(server: Server, patience: float | None) -> None:
 
 
 async def _reload_forever(
-    server: Server, config: Path | None, environ: Mapping[str, str], stand_in_url: str | None, wake: asyncio.Event
+    server: Server, config: Path | None, environ: Mapping[str, str], stand_ins: StandIns | None, wake: asyncio.Event
 ) -> None:
     """Reload on SIGHUP and when the file changes. What cannot change in a running process is said."""
     seen = _modified(config)
@@ -312,16 +327,16 @@ async def _reload_forever(
             server.runtime.logs.reopen()
         if asked or now != seen:
             seen = now
-            reload(server, config, environ, stand_in_url)
+            reload(server, config, environ, stand_ins)
 
 
-def reload(server: Server, config: Path | None, environ: Mapping[str, str], stand_in_url: str | None = None) -> bool:
+def reload(server: Server, config: Path | None, environ: Mapping[str, str], stand_ins: StandIns | None = None) -> bool:
     """Read the configuration again and apply it whole, or not at all. Whether it was applied."""
     runtime = server.runtime
     try:
         settings = load(config, environ)
-        if stand_in_url is not None:
-            settings = on_stand_in(settings, stand_in_url)
+        if stand_ins is not None:
+            settings = on_stand_ins(settings, stand_ins)
         _tls(settings)
         runtime.apply(settings)
     except ConfigError as bad:

@@ -21,6 +21,7 @@ MAY_BLOCK = (
         {"running", "reload", "_tls"},
     ),  # the configuration and what it names: at start, and when it changes
     ("balancer/config/loading.py", {"parse"}),
+    ("balancer/archiving.py", {"export", "_write"}),  # a command's own loop, that serves nobody
     ("balancer/observe/metrics.py", {"exposition"}),  # a scrape reads /proc
     ("balancer/observe/logs.py", {"_exception"}),  # a traceback looks at the sources
 )

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from balancer.config.models import Settings
 from balancer.config.problems import Loc
+from balancer.config.upstream import KEY_HEADERS, OPENAI_KINDS, SETTINGS_OF_ONE_KIND, Upstream
 from balancer.config.values import is_loopback
 
 Finding = tuple[Loc, tuple[Loc, ...], str]
@@ -22,7 +25,9 @@ def cross_checks(settings: Settings) -> Iterator[Finding]:
     yield from _tls(settings)
     yield from _tokens(settings)
     yield from _state(settings)
+    yield from _database(settings)
     yield from _upstreams(settings)
+    yield from _chat(settings)
 
 
 def _listeners(settings: Settings) -> Iterator[Finding]:
@@ -93,6 +98,12 @@ def _state(settings: Settings) -> Iterator[Finding]:
         yield ("state", "file"), (("state", "file"),), f"a journal of the state {_LATER}; leave it empty"
 
 
+def _database(settings: Settings) -> Iterator[Finding]:
+    here: Loc = ("database", "url")
+    if not settings.database.url.startswith("sqlite:") and find_spec("psycopg") is None:
+        yield here, (here,), "postgresql:// needs a driver that is not installed: pip install 'balancer[postgres]'"
+
+
 def _upstreams(settings: Settings) -> Iterator[Finding]:
     everywhere: tuple[Loc, ...] = (("upstreams",),)
     if not settings.upstreams:
@@ -104,6 +115,8 @@ def _upstreams(settings: Settings) -> Iterator[Finding]:
         for alias, model in upstream.aliases.items():
             if alias == model:
                 yield (*here, "aliases", alias), (here,), "stands for itself"
+        for member, text in _of_its_kind(upstream):
+            yield (*here, member), (here,), text
     known = ", ".join(settings.upstreams)
     for loc, wanted in (
         (("chat", "upstream"), settings.chat.upstream),
@@ -111,3 +124,53 @@ def _upstreams(settings: Settings) -> Iterator[Finding]:
     ):
         if wanted is not None and wanted not in settings.upstreams:
             yield loc, (loc, *everywhere), f"there is no upstream {wanted}; there are: {known}"
+    default = settings.upstreams.get(settings.openai.default_upstream or "")
+    if default is not None and default.kind not in OPENAI_KINDS:
+        here = ("openai", "default_upstream")
+        kinds = " or ".join(OPENAI_KINDS)
+        text = f"upstream {settings.openai.default_upstream} is of kind {default.kind}; it must be of kind {kinds}"
+        yield here, (here, *everywhere), text
+
+
+def _chat(settings: Settings) -> Iterator[Finding]:
+    chat, here = settings.chat, ("chat", "model")
+    if chat.upstream is None:
+        if chat.model is not None:
+            yield here, (("chat",),), "is a model of chat.upstream, which is not given"
+        return
+    upstream = settings.upstreams.get(chat.upstream)
+    if upstream is None:  # _upstreams says so
+        return
+    rests: tuple[Loc, ...] = (("chat",), ("upstreams",))
+    if upstream.kind == "coze":
+        if chat.model is not None and upstream.aliases.get(chat.model, chat.model) not in upstream.bot_ids:
+            yield here, rests, f"{chat.model} is none of the bots of upstreams.{chat.upstream}"
+        return
+    if chat.model is None:
+        yield here, rests, f"is needed beside chat.upstream: a model of {chat.upstream}"
+        return
+    model = upstream.aliases.get(chat.model, chat.model)
+    if any(fnmatchcase(model, glob) for glob in upstream.disabled_models):
+        yield here, rests, f"{chat.model} is switched off by upstreams.{chat.upstream}.disabled_models"
+    elif chat.model not in upstream.aliases and not any(fnmatchcase(model, glob) for glob in upstream.models or ("*",)):
+        yield here, rests, f"{chat.model} is none of upstreams.{chat.upstream}.models"
+
+
+def _of_its_kind(upstream: Upstream) -> Iterator[tuple[str, str]]:
+    """What is wrong with the settings that belong to one kind: the setting's name, and the sentence."""
+    for member, kind in SETTINGS_OF_ONE_KIND.items():
+        if member in upstream.model_fields_set and kind != upstream.kind:
+            yield member, f"is a setting of kind {kind}; this upstream is of kind {upstream.kind}"
+    if upstream.kind == "coze":
+        if not upstream.bot_ids:
+            yield "bot_id", "is needed, or bots: [{name: …, bot_id: …}]"
+        elif upstream.bots and upstream.bot_id is not None:
+            yield "bot_id", "stands beside bots: one of the two"
+        if "models" in upstream.model_fields_set:
+            yield "models", "is no setting of kind coze, whose models are its bots"
+        for model in upstream.aliases.values():
+            if model not in upstream.bot_ids:
+                yield "aliases", f"{model} is none of its bots"
+    for field in upstream.headers if upstream.kind == "openai" else ():
+        if field.lower() in KEY_HEADERS:
+            yield "headers", f"{field} is a place of the key: keys stand in `keys`, and `key_header` says where they go"

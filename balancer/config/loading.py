@@ -33,10 +33,15 @@ from balancer.config.values import listed
 _ROUNDS = 20
 """How often what is left is looked at again. Each round takes out what the one before found, so few are needed."""
 DEFAULT_FILE = Path("config.yaml")
-GEMINI_KEYS = "${GEMINI_API_KEYS:-${GEMINI_API_KEY:-${GOOGLE_API_KEY:-}}}"
-_INTERPOLATED_DEFAULTS: Tree = {
+_USUAL_KEYS = {
+    "gemini": "${GEMINI_API_KEYS:-${GEMINI_API_KEY:-${GOOGLE_API_KEY:-}}}",
+    "openai": "${OPENAI_API_KEYS:-${OPENAI_API_KEY:-}}",
+}
+"""Where the keys of the upstream stand that goes by its provider's name."""
+_PLACED_DEFAULTS: Tree = {
     "server": {"host": "${SERVER_HOST:-127.0.0.1}", "port": "${SERVER_PORT:-8000}"},
     "auth": {"tokens": "${BALANCER_TOKENS:-}"},
+    "database": {"url": "sqlite:///balancer.db"},
 }
 
 
@@ -219,21 +224,24 @@ _STAND_INS: dict[int | str, Callable[[int], Section]] = {
 
 
 def _complete(tree: Tree) -> None:
-    """Puts the defaults in that look at the environment; the models know the rest."""
-    for section, defaults in _INTERPOLATED_DEFAULTS.items():
+    """Puts the defaults in that look at the environment, or at the file's folder; the models know the rest."""
+    for section, defaults in _PLACED_DEFAULTS.items():
         if tree.get(section) is None:
             tree[section] = {}
         group = tree[section]
         for name, value in defaults.items() if isinstance(group, dict) else ():
             if group.get(name) is None:
                 group[name] = value
-    # Only for the upstream that goes by the provider's name: another one must not be sent Google's keys by accident.
+    # Only for an upstream that goes by the provider's name: another one must not be sent a provider's keys by accident.
     upstreams = tree["upstreams"]
-    if isinstance(upstreams, dict) and "gemini" in upstreams:
-        gemini = {} if upstreams["gemini"] is None else upstreams["gemini"]
-        upstreams["gemini"] = gemini
-        if isinstance(gemini, dict) and gemini.get("keys") is None and gemini.get("keys_file") is None:
-            gemini["keys"] = GEMINI_KEYS
+    for name, keys in _USUAL_KEYS.items() if isinstance(upstreams, dict) else ():
+        if name not in upstreams:
+            continue
+        upstream = upstreams[name] = {} if upstreams[name] is None else upstreams[name]
+        if not isinstance(upstream, dict) or upstream.get("kind", name) not in (None, name):
+            continue
+        if upstream.get("keys") is None and upstream.get("keys_file") is None:
+            upstream["keys"] = keys
 
 
 def _complete_upstreams(tree: Tree) -> None:
@@ -251,5 +259,8 @@ def _complete_upstreams(tree: Tree) -> None:
             upstream["kind"] = name if name in KINDS else None
         if upstream["kind"] is None:
             del upstream["kind"]
+        kind = str(upstream.get("kind"))
         if upstream.get("base_url") is None:
-            upstream["base_url"] = BASE_URLS.get(str(upstream.get("kind")), "http://unknown.invalid")
+            upstream.pop("base_url", None)
+            if kind in BASE_URLS or kind not in AVAILABLE_KINDS:
+                upstream["base_url"] = BASE_URLS.get(kind, "http://unknown.invalid")

@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationInfo, model_validator
 
 from balancer.config.section import Section
 from balancer.config.upstream import Upstream
@@ -34,6 +34,7 @@ from balancer.config.values import (
     Text,
     Timeout,
     Url,
+    beside_the_file,
     is_off,
     listed,
     size,
@@ -176,10 +177,23 @@ class State(Section):
     file: File = None
 
 
-def _database_url(value: str) -> str:
-    if urlsplit(value).scheme not in ("sqlite", "postgresql", "postgres"):
+def _database_url(value: str, info: ValidationInfo) -> str:
+    """The URL as it is opened: a relative file counts from the folder of the configuration file."""
+    try:
+        parts = urlsplit(value)
+        _ = parts.port
+    except ValueError:
+        raise ValueError("is not a URL") from None
+    if parts.scheme not in ("sqlite", "postgresql", "postgres"):
         raise ValueError("must be sqlite:///file or postgresql://user@host/name")
-    return value
+    if parts.scheme != "sqlite":
+        if parts.path in ("", "/"):
+            raise ValueError("names no database: postgresql://user@host/name")
+        return value
+    file = value.removeprefix("sqlite:///")
+    if file in ("", ":memory:") or file == value or "?" in file:
+        raise ValueError("must be sqlite:///file, or sqlite:////folder/file from the root on")
+    return f"sqlite:///{beside_the_file(file, info)}"
 
 
 class Database(Section):

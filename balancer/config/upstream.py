@@ -18,6 +18,10 @@ from balancer.config.values import (
     Count,
     CountOrOff,
     Globs,
+    GlobsOrAny,
+    Lifetime,
+    OpenPaths,
+    RawPaths,
     Text,
     http_url,
     is_loopback,
@@ -25,13 +29,28 @@ from balancer.config.values import (
     listed,
     mapped,
     proxy_url,
+    text_or_none,
     visible,
 )
 from balancer.model import Key
 
 KINDS = ("gemini", "openai", "achuan", "coze")
-AVAILABLE_KINDS = ("gemini",)
-BASE_URLS = {"gemini": "https://generativelanguage.googleapis.com"}
+AVAILABLE_KINDS = ("gemini", "openai", "achuan", "coze")
+BASE_URLS = {
+    "gemini": "https://generativelanguage.googleapis.com",
+    "openai": "https://api.openai.com/v1",
+    "coze": "https://api.coze.cn/v3",
+}
+OPENAI_KINDS = ("openai", "gemini")
+"""Kinds whose servers speak OpenAI's dialect themselves: all of it passes to them."""
+SETTINGS_OF_ONE_KIND = {
+    **dict.fromkeys(("key_header", "max_tokens_member", "paths"), "openai"),
+    **dict.fromkeys(("session_ttl", "renew_explicit", "adopt_unknown_sessions", "fresh_history"), "achuan"),
+    **dict.fromkeys(("bots", "bot_id", "user_id"), "coze"),
+}
+"""Settings of an upstream that mean something for this kind only."""
+KEY_HEADERS = ("authorization", "x-api-key", "api-key")
+"""Where servers of kind openai look for a key. One request carries one of them."""
 
 _NOT_YOURS = frozenset(
     [
@@ -94,6 +113,27 @@ class KeyEntry(Section):
         )
 
 
+def _bot_id(value: Any) -> Any:
+    """Bot ids are long numbers: YAML reads them as such."""
+    value = str(value) if isinstance(value, int) and not isinstance(value, bool) else text_or_none(value)
+    if isinstance(value, str) and not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", value.strip()):
+        raise ValueError("must be the id of a bot, as it stands in its address")
+    return value.strip() if isinstance(value, str) else value
+
+
+def _bot_name(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}", value):
+        raise ValueError("must be a name of letters, digits and . _ : -")
+    return value
+
+
+class Bot(Section):
+    """One entry of `bots`: the name that clients know it by as a model, and its id."""
+
+    name: Annotated[str, AfterValidator(_bot_name)]
+    bot_id: Annotated[str, BeforeValidator(_bot_id)]
+
+
 def _proxy(value: Any) -> Any:
     if value is None or value is False or not isinstance(value, str):
         return "off" if value is False else value
@@ -114,7 +154,11 @@ def _headers(value: dict[str, str]) -> dict[str, str]:
 
 
 class Upstream(Section):
-    """One entry of `upstreams`. The properties are what the settings come to; `resolve` fills them while loading."""
+    """One entry of `upstreams`. The properties are what the settings come to; `resolve` fills them while loading.
+
+    `models` None: the file names none, so that the upstream's own list counts. `raw`: globs of the paths that
+    `/proxy/{upstream}/…` opens, each from its slash on; ("*",) opens all, () none.
+    """
 
     kind: Literal["gemini", "openai", "achuan", "coze"]
     base_url: Annotated[str, AfterValidator(http_url)]
@@ -125,9 +169,22 @@ class Upstream(Section):
     headers: Annotated[dict[str, str], BeforeValidator(mapped), AfterValidator(_headers)] = Field(
         default={}, repr=False
     )
-    models: Globs = ("*",)
+    models: GlobsOrAny = None
     disabled_models: Globs = ()
     aliases: Annotated[dict[str, str], BeforeValidator(mapped)] = Field(default={})
+    raw: RawPaths = ()
+    key_header: Literal["authorization", "x-api-key", "api-key"] = "authorization"
+    max_tokens_member: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    paths: OpenPaths = ()
+    session_ttl: Lifetime = 86400.0
+    renew_explicit: bool = False
+    adopt_unknown_sessions: bool = True
+    fresh_history: Literal["none", "transcript"] = "none"
+    bots: Annotated[tuple[Bot, ...], BeforeValidator(listed)] = ()
+    bot_id: Annotated[str | None, BeforeValidator(_bot_id)] = None
+    user_id: Annotated[str, Field(max_length=128), BeforeValidator(lambda v: text_or_none(v) or "default_user")] = (
+        "default_user"
+    )
 
     _name: str = PrivateAttr("")
     _pool: tuple[Key, ...] = PrivateAttr(())
@@ -143,6 +200,12 @@ class Upstream(Section):
     def pool(self) -> tuple[Key, ...]:
         """Every key, those of `keys` before those of `keys_file`."""
         return self._pool
+
+    @property
+    def bot_ids(self) -> dict[str, str]:
+        """Model to bot id, of kind coze: the short form is one bot named like the upstream."""
+        short = {self.name: self.bot_id} if self.bot_id is not None else {}
+        return short | {bot.name: bot.bot_id for bot in self.bots}
 
     @property
     def egress_proxy(self) -> str | None:
@@ -173,8 +236,15 @@ class Upstream(Section):
         ]
         found += self._from_file(folder, report)
         self._pool = tuple(self._distinct(found, report))
+        if self.kind == "coze":
+            self._check_bots(report)
         self._egress_proxy = self._proxy_from(environ, report)
         self._egress_ca_file = self._ca_file_from(folder, environ, report)
+
+    def _check_bots(self, report: Report) -> None:
+        for index, bot in enumerate(self.bots):
+            if bot.name in {before.name for before in self.bots[:index]}:
+                report(("bots", index), f"has the same name as another: {bot.name}")
 
     def _from_file(self, folder: Path, report: Report) -> Iterator[tuple[Loc, Key]]:
         if self.keys_file is None:

@@ -24,6 +24,7 @@ _BYTES = {"": 1, "b": 1} | {
     for power, prefix in enumerate("kmgt", 1)
 }
 _OFF = ("off", "false", "null", "~", "none", "")
+_ON = ("on", "true", "yes")
 
 
 def is_off(value: Any) -> bool:
@@ -109,7 +110,7 @@ def text_or_none(value: Any) -> Any:
     return None if value is None or (isinstance(value, str) and not value.strip()) else value
 
 
-def _beside_the_file(value: str | None, info: ValidationInfo) -> str | None:
+def beside_the_file(value: str | None, info: ValidationInfo) -> str | None:
     """A path as the program opens it: relative ones count from the folder of the configuration file."""
     folder = info.context["folder"] if info.context else Path()
     return None if value is None else str(folder / value)
@@ -191,6 +192,32 @@ def _glob(value: str) -> str:
     return value.strip()
 
 
+def _globs_or_any(value: Any) -> Any:
+    return listed(value) or None
+
+
+def _raw_paths(value: Any) -> Any:
+    """`true` opens every path, `false` none."""
+    if is_off(value):
+        return []
+    return ["*"] if str(value).strip().lower() in _ON else listed(value)
+
+
+def _raw_path(value: str) -> str:
+    if not value.strip().startswith(("/", "*")) or re.search(r"[\s?#\\]|//|/\.\.?(?:/|$)", value.strip()):
+        raise ValueError("must be true, false, or globs of paths that start with / and hold no query, like /models*")
+    return value.strip()
+
+
+def _open_path(value: str) -> str:
+    text = value.strip()
+    if not re.fullmatch(r"(?:/(?!\.\.?(?:/|$))[\w.~:@!$&'()+,;=-]+)+", text, re.ASCII):
+        raise ValueError("must be a path like /messages: it starts with /, and has no *, no query and no closing /")
+    if re.match(r"/v1(?:/|$)", text):
+        raise ValueError("must be what stands behind /v1, like /messages")
+    return text
+
+
 def _origin(value: str) -> str:
     text = value.strip().rstrip("/")
     parts = urlsplit(text)
@@ -244,10 +271,14 @@ CountOrOff = Annotated[int | None, Field(gt=0), BeforeValidator(off_is_none)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 PortOrOff = Annotated[int | None, Field(ge=0, le=65535), BeforeValidator(off_is_none)]
 Text = Annotated[str | None, BeforeValidator(text_or_none)]
-File = Annotated[Text, AfterValidator(_beside_the_file)]
+File = Annotated[Text, AfterValidator(beside_the_file)]
 Secret = Annotated[SecretStr | None, AfterValidator(_visible_secret), BeforeValidator(text_or_none)]
 Url = Annotated[str | None, AfterValidator(http_url_or_none), BeforeValidator(text_or_none)]
 Host = Annotated[str, AfterValidator(_host)]
 Networks = Annotated[tuple[Annotated[Network, BeforeValidator(_network)], ...], BeforeValidator(listed)]
 Globs = Annotated[tuple[Annotated[str, AfterValidator(_glob)], ...], BeforeValidator(listed)]
+GlobsOrAny = Annotated[tuple[Annotated[str, AfterValidator(_glob)], ...] | None, BeforeValidator(_globs_or_any)]
+"""Globs, or None where none are named."""
+RawPaths = Annotated[tuple[Annotated[str, AfterValidator(_raw_path)], ...], BeforeValidator(_raw_paths)]
+OpenPaths = Annotated[tuple[Annotated[str, AfterValidator(_open_path)], ...], BeforeValidator(listed)]
 Origins = Annotated[tuple[Annotated[str, AfterValidator(_origin)], ...], BeforeValidator(listed)]

@@ -149,8 +149,7 @@ def resume(path: Path) -> tuple[BinaryIO, Place]:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     file = os.fdopen(descriptor, "r+b")
     try:
-        size = file.seek(0, os.SEEK_END)
-        end = _behind_last_line(file, size)
+        end = _behind_last_line(file, file.seek(0, os.SEEK_END))
         place = Place()
         if end:
             start = _behind_last_line(file, end - 1)
@@ -158,14 +157,19 @@ def resume(path: Path) -> tuple[BinaryIO, Place]:
             line = json.loads(file.read(end - start))
             place = Place(int(line["session"]), int(line.get("sequence", 0)))
         file.seek(end)
-        if size > end and not _BEGINNING.startswith(file.read(len(_BEGINNING))):
-            raise ValueError
+        _check_torn(file.read(len(_BEGINNING)))
         file.seek(end)
         file.truncate(end)
     except (KeyError, TypeError, ValueError):
         file.close()
         raise ValueError(f"{path} is no export of stored chats") from None
     return file, place
+
+
+def _check_torn(text: bytes) -> None:
+    """Raises ValueError where this is not the beginning of a line of ours."""
+    if not _BEGINNING.startswith(text):
+        raise ValueError(text)
 
 
 def _behind_last_line(file: BinaryIO, end: int) -> int:

@@ -139,7 +139,7 @@ class Ask(Incoming):
 
 
 class CozeStandIn(BaseStandIn[Ask]):
-    """`keys`: keys, or keys to accounts; each key of a list has an account of its own. `bots`: ids that may be asked."""
+    """`keys`: keys, or keys to accounts: each key of a list has one of its own. `bots`: ids that may be asked, none: any."""
 
     def __init__(
         self,
@@ -253,7 +253,7 @@ class CozeStandIn(BaseStandIn[Ask]):
         account = ask.arrival.project or ""
         (named,) = ask.only("conversation_id")
         asked = checks.asked(body, lambda file: file in self.files and self.files[file].account == account)
-        if asked.bot not in self.world.models:
+        if self.world.models and asked.bot not in self.world.models:
             raise answers.refuse(4006)
         conversation = (
             self._conversation(named, ask) if named else self._opened(account)

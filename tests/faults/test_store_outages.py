@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import structlog
 from sqlalchemy import text
 from structlog.testing import capture_logs
 
@@ -24,6 +25,12 @@ from tests.fakes import FakeClock
 NAME = SessionName("ann", "chat", "s")
 HELLO = NewTurn("user", "hello")
 LARGE = NewTurn("user", "x" * 60_000)
+
+
+@pytest.fixture(autouse=True)
+def every_level_is_logged() -> None:
+    """Whatever a proxy of an earlier test has set: its level filters before anything is captured."""
+    structlog.reset_defaults()
 
 
 @pytest.fixture
