@@ -153,7 +153,7 @@ class OpenAISurface:
         try:
             asked = await self._look(request, route, body, form)
             call = self._call(request, target, route, asked)
-            call.choices = await self._choices(request, call, route, asked, body)
+            call.choices = await self._choices(request, call, route, asked, body, rooms)
             choice = call.choices[0]
             said = None
             if route.translated and choice.upstream not in settings.passing:
@@ -235,21 +235,20 @@ class OpenAISurface:
         return call
 
     async def _choices(
-        self, request: web.Request, call: Call, route: Route, asked: Asked | None, body: Body
+        self, request: web.Request, call: Call, route: Route, asked: Asked | None, body: Body, rooms: Rooms
     ) -> tuple[Choice, ...]:
         """The upstreams that the request may go to. Raises ProxyError where its model leads nowhere, or where it has none."""
-        router = self._rooms().router
         if isinstance(asked, openai.Asked) and asked.model_wrong:
             raise missing_model()
         name = _model_of(asked)
         login = request.get(LOGIN)
         if name is None and not route.model:
-            return await self._homes(call, body)
+            return await self._homes(call, body, rooms)
         bound = login.bound if login is not None and route.binds else None
         wanted = name or bound
         if wanted is None:
             raise missing_model()
-        return self._serving(request, route, await router.resolve(wanted, call.client))
+        return self._serving(request, route, await rooms.router.resolve(wanted, call.client))
 
     async def _rebind(self, request: web.Request, route: Route, asked: Asked | None, choice: Choice) -> None:
         """A model that is named is the session token's from now on, on the routes that bind."""
@@ -270,12 +269,12 @@ class OpenAISurface:
         message = f"{choices[0].upstream} keeps conversations itself and serves /v1/chat/completions alone."
         raise ProxyError(400, "unsupported_endpoint", message)
 
-    async def _homes(self, call: Call, body: Body) -> tuple[Choice, ...]:
+    async def _homes(self, call: Call, body: Body, rooms: Rooms) -> tuple[Choice, ...]:
         """Where a request without a model goes: to the upstream of what it names, else to the default one.
 
         What a path names may be anywhere, so that the relay looks for it everywhere; what a body names counts where it is known.
         """
-        rooms, settings = self._rooms(), self._settings()
+        settings = self._settings()
         default = rooms.router.default_choice(call.client, settings.default_upstream)
         others = [name for name in settings.passing if name != default.upstream and may_use_some(call.client, name)]
         if not others:

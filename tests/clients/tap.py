@@ -70,15 +70,27 @@ class Tap:
         """The address that leads to the server at `url` (which has no path)."""
         target = urlsplit(url)
 
-        async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             talk = _Talk()
             self._talks.append(talk)
-            there, back = await asyncio.open_connection(target.hostname, target.port)
-            await asyncio.gather(_copy(reader, back, talk.sent), _copy(there, writer, talk.got))
+            with contextlib.closing(writer):
+                there, back = await asyncio.open_connection(target.hostname, target.port)
+                with contextlib.closing(back):
+                    await asyncio.gather(_copy(reader, back, talk.sent), _copy(there, writer, talk.got))
+
+        relays: set[asyncio.Task[None]] = set()
+
+        def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            relays.add(asyncio.ensure_future(relay(reader, writer)))
 
         server = await asyncio.start_server(connected, "127.0.0.1", 0)
-        async with server:
+        try:
             yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        finally:
+            server.close()
+            for each in relays:
+                each.cancel()
+            await asyncio.gather(*relays, return_exceptions=True)
 
     def requests(self) -> list[Message]:
         """Every whole request, in the order in which connections were made."""
