@@ -38,7 +38,7 @@ from tests.bench.targets import (
     upstream_kind,
 )
 
-GROUPS = ("life", "unary", "latency", "events", "ttfb", "upload", "download", "growth")
+GROUPS = ("life", "unary", "latency", "events", "chat", "chat_events", "ttfb", "upload", "download", "growth")
 QUICK = Scale(seconds=0.25, short=0.5, idle_streams=300, transfer=1 << 28, bindings=20_000)
 FAILURES = (Broken, Died, OSError, TimeoutError)
 """What a target may do wrong. Anything else is a mistake of the bench."""
@@ -58,6 +58,8 @@ PER_ROUND: dict[str, Measure] = {
     "unary": figures.throughput,
     "latency": figures.latency,
     "events": figures.events,
+    "chat": figures.chat,
+    "chat_events": figures.chat_events,
     "ttfb": figures.first_byte,
 }
 OFTEN = frozenset({"unary", "events"})

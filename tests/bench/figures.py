@@ -11,7 +11,7 @@ from time import monotonic, perf_counter
 from urllib.parse import urlsplit
 
 from tests.bench import load
-from tests.bench.load import Broken, connect, percentile, repeating, request
+from tests.bench.load import Broken, chat_request, connect, percentile, repeating, request
 from tests.bench.process import cpu_seconds, family, resident
 from tests.bench.targets import TOKENS, Target
 
@@ -28,6 +28,10 @@ _NAMING = (
 UNARY = request("POST", GENERATE, TOKENS[1], body=_PROMPT)
 SESSION = request("POST", GENERATE, TOKENS[1], "X-Session-Id: bench-session", body=_PROMPT)
 NAMING = request("POST", GENERATE, TOKENS[1], body=_NAMING)
+_CHAT = b'{"model": "gemini/gemini-2.5-flash", "messages": [{"role": "user", "content": "%b"}], "temperature": 0.2}' % (
+    b"Tell me of the quick brown fox and the lazy dog. " * 6
+)
+CHAT = chat_request("/v1/chat/completions", TOKENS[1], _CHAT)
 GIB = 1 << 30
 
 
@@ -75,6 +79,12 @@ async def throughput(target: Target, scale: Scale, what: bytes = UNARY) -> Figur
     }
 
 
+async def chat(target: Target, scale: Scale) -> Figures:
+    """The same in OpenAI's dialect: the model's prefix is cut out of the body on the way."""
+    found = await throughput(target, scale, CHAT)
+    return {"chat_rps": found["rps"], "chat_cpu_us": found["cpu_us"]}
+
+
 async def latency(target: Target, scale: Scale) -> Figures:
     """One client that waits for each answer."""
     async with repeating(target.address, UNARY, 1) as crowd:
@@ -85,9 +95,17 @@ async def latency(target: Target, scale: Scale) -> Figures:
     return {"c1_p50_us": percentile(times, 0.5) * 1e6, "c1_p99_us": percentile(times, 0.99) * 1e6}
 
 
-async def events(target: Target, scale: Scale) -> Figures:
+async def chat_events(target: Target, scale: Scale) -> Figures:
+    """Streams in OpenAI's dialect."""
+    where = f"/v1/chat/completions?events-0-every-{scale.stream_interval}ms"
+    asked = chat_request(where, TOKENS[1], _CHAT.replace(b'"temperature"', b'"stream": true, "temperature"'))
+    found = await events(target, scale, asked)
+    return {"chat_event_us": found["event_us"]}
+
+
+async def events(target: Target, scale: Scale, what: bytes = b"") -> Figures:
     """Streams that talk all the time, one event at a time; opened before the clock starts."""
-    async with repeating(target.address, stream(0, scale.stream_interval), scale.streams) as crowd:
+    async with repeating(target.address, what or stream(0, scale.stream_interval), scale.streams) as crowd:
         await crowd.during(scale.warm * 2)
         crowd.forget()
         cpu, began = cpu_of(target), perf_counter()

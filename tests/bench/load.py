@@ -252,6 +252,24 @@ def request(method: str, target: str, token: str, *fields: str, body: bytes = b"
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
+def chat_request(target: str, token: str, body: bytes) -> bytes:
+    """A POST as OpenAI's SDK makes it."""
+    lines = [
+        f"POST {target} HTTP/1.1",
+        "Host: 127.0.0.1",
+        "Accept-Encoding: gzip, deflate",
+        "Connection: keep-alive",
+        "Accept: application/json",
+        "Content-Type: application/json",
+        "User-Agent: OpenAI/Python 3.54.0",
+        "X-Stainless-Lang: python",
+        "X-Stainless-Async: false",
+        f"Authorization: Bearer {token}",
+        f"Content-Length: {len(body)}",
+    ]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+
+
 def percentile(values: Sequence[float], part: float) -> float:
     """The value below which `part` of the values lie. NaN where there is none."""
     ordered = sorted(values)

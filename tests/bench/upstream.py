@@ -5,6 +5,8 @@ python upstream.py  listens on a free port of 127.0.0.1 and prints that port. Wh
     …:generateContent                                   one JSON answer of about 1 kB
     …/models/NAME:streamGenerateContent                 SSE; NAME may hold `events-N` (default 3) and `every-Nms` (default:
                                                         as fast as they are taken); `events-0` never ends
+    …/chat/completions                                  the same JSON answer
+    …/chat/completions?events-N-every-Nms               the same stream
     /upload/…                                           the beginning of a resumable upload
     /upload/…upload_id=…                                a sink: any number of bytes, then a file's JSON
     GET …/files?…pageToken=N                            a list of 1,000 files, files/bench-(N*1000) and on
@@ -74,7 +76,7 @@ class Download(NamedTuple):
 @lru_cache(maxsize=4096)
 def wanted(method: bytes, target: bytes, host: bytes) -> bytes | Stream | Download:
     """What a request is answered with."""
-    if b":streamGenerateContent" in target:
+    if b":streamGenerateContent" in target or b"/chat/completions?" in target:
         count, interval = re.search(rb"events-(\d+)", target), re.search(rb"every-(\d+)ms", target)
         return Stream(int(count[1]) if count else 3, int(interval[1]) if interval else 0)
     if target.startswith(b"/upload/"):
