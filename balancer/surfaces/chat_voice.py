@@ -7,6 +7,7 @@ What a client is told is committed first: the conversation before the first even
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
@@ -34,6 +35,14 @@ EVENTS = (
 
 _WITHOUT_OFFSET = len("2024-01-15T10:30:15.123456")
 _Result = TypeVar("_Result")
+
+
+_BREAKS = re.compile(rb"\xe2\x80[\xa8\xa9]|\xc2\x85")
+"""U+2028, U+2029 and U+0085: ends of lines to readers that split decoded text, as Python's `str.splitlines` does."""
+
+
+def _escaped(found: re.Match[bytes]) -> bytes:
+    return b"\\u%04x" % ord(found[0].decode())
 
 
 def moment(seconds: float) -> str:
@@ -176,7 +185,7 @@ class StreamVoice(Spoken):
         await self.reply.finish()
 
     async def _event(self, kind: str, data: dict[str, Any]) -> None:
-        event = b"data: %b\n\n" % dump({"type": kind, "data": data})
+        event = b"data: %b\n\n" % _BREAKS.sub(_escaped, dump({"type": kind, "data": data}))
         self._bytes += len(event)
         self.record.bytes_out = self._bytes
         await self.reply.write(event)

@@ -25,6 +25,10 @@ CACHE = Path(__file__).parents[2] / ".cache" / "clients"
 _NODE = Environment(NODE.replace("==", "-"), "python", (NODE,))
 COZEPY = Environment("cozepy-0.20.0", "python", ("cozepy==0.20.0",))
 """Holds the stand-in of Coze to the real wire: no row of the matrix."""
+READERS = Environment(
+    "readers-of-streams", "python", ("requests==2.34.2", "sseclient-py==1.9.0", "httpx==0.28.1", "httpx-sse==0.4.3")
+)
+"""What people read the chat surface's stream with: neither is it a row."""
 PATIENCE = 600.0
 """Seconds for one installation."""
 _STAMP = "installed.json"
@@ -61,8 +65,8 @@ def node() -> Path:
 
 
 def all_environments() -> list[Environment]:
-    """Those of the matrix and the SDK beside it, each once."""
-    return list(dict.fromkeys([*(row.environment for row in ROWS), COZEPY]))
+    """Those of the matrix and those beside it, each once."""
+    return list(dict.fromkeys([*(row.environment for row in ROWS), COZEPY, READERS]))
 
 
 def install(environment: Environment) -> str:
