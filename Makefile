@@ -59,7 +59,7 @@ fix: $(VENV)/.dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/.run
+bench: $(VENV)/.test
 	$(BIN)/python -m tests.bench
 
 clean:

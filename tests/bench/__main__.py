@@ -21,11 +21,12 @@ from time import monotonic, strftime
 
 import uvloop
 
-from tests.bench import figures
+from balancer.conversations.base import StorageUnavailable
+from tests.bench import figures, stored
 from tests.bench.figures import Figures, Scale
 from tests.bench.load import Broken
 from tests.bench.process import cores, machine, pinned
-from tests.bench.table import growth_table, main_table
+from tests.bench.table import growth_table, main_table, stored_table
 from tests.bench.targets import (
     ROOT,
     Died,
@@ -38,10 +39,14 @@ from tests.bench.targets import (
     upstream_kind,
 )
 
-GROUPS = ("life", "unary", "latency", "events", "chat", "chat_events", "ttfb", "upload", "download", "growth")
-QUICK = Scale(seconds=0.25, short=0.5, idle_streams=300, transfer=1 << 28, bindings=20_000)
-FAILURES = (Broken, Died, OSError, TimeoutError)
-"""What a target may do wrong. Anything else is a mistake of the bench."""
+GROUPS = ("life", "unary", "latency", "events", "chat", "chat_events", "ttfb", "upload", "download", "growth", "stored")
+QUICK = Scale(
+    seconds=0.25, short=0.5, idle_streams=300, transfer=1 << 28, bindings=20_000, turns=50_000, sessions=20_000
+)
+FAILURES = (Broken, Died, OSError, TimeoutError, StorageUnavailable)
+"""What a target or a database may do wrong. Anything else is a mistake of the bench."""
+WARM_CALLS = 3
+"""Of each sort, before those that count."""
 
 METHOD = """\
 Method: the program under test on core {proxy}, load and upstream on core {load}; loopback, plain HTTP; CPU of all threads of all
@@ -51,7 +56,10 @@ memory and transfers of {transfer} MiB; medians; each measurement is warmed up f
 upstream alone in the same round. A ratio is the median of the rounds' own ratios; absolute numbers do not travel.
 balancer: client tokens, affinity, 3 keys with rpm, rpd, tpm and concurrency limits, all timeouts, request ids, one JSON access
 line to a file, metrics. floor: tests/bench/floor.py, on uvloop as well. nginx: one worker, buffering off, no access log.
-"spread" is half the distance between the quartiles of the rounds' ratios to the floor: smaller differences are noise."""
+"spread" is half the distance between the quartiles of the rounds' ratios to the floor: smaller differences are noise.
+stored: the store and its database on core {proxy}; {calls} calls of each sort in either store, in turn; medians and their ratio.
+SQLite in a file, flushed by each append; PostgreSQL: the server of DATABASE_URL, or one started as for the tests, which does
+not wait for the disk."""
 
 Measure = Callable[[Target, Scale], Awaitable[Figures]]
 PER_ROUND: dict[str, Measure] = {
@@ -93,6 +101,17 @@ class Bench:
             self.results.setdefault(figure, {}).setdefault(target, []).append(value)
 
     async def run(self) -> None:
+        if self._through_targets():
+            await self._relayed()
+        if "stored" in self.groups:
+            await self._stored()
+        self.say("done")
+
+    def _through_targets(self) -> bool:
+        return any(group != "stored" for group in self.groups)
+
+    async def _relayed(self) -> None:
+        """All that is measured through targets."""
         with running(upstream_kind(), self.work, self.load_core) as upstream, pinned(self.load_core):
             await figures.until_answer(upstream)
             where = f"127.0.0.1:{upstream.address[1]}"
@@ -104,7 +123,6 @@ class Bench:
             await self._steady(Target("upstream", upstream.address), where)
             if "growth" in self.groups:
                 await self._growth(where)
-            self.say("done")
 
     async def _life(self, kind: Kind, where: str) -> None:
         began = monotonic()
@@ -118,8 +136,11 @@ class Bench:
         text = f"{type(failure).__name__}: {failure}"
         if not isinstance(failure, Died) and target.process is not None:
             text += f" (it said: {target.last_words()})"
-        self.say(f"FAILED: {group} of {target.name}: {text}")
-        self.failed.setdefault((group, target.name), text)
+        self._failed(group, target.name, text)
+
+    def _failed(self, group: str, name: str, text: str) -> None:
+        self.say(f"FAILED: {group} of {name}: {text}")
+        self.failed.setdefault((group, name), text)
 
     async def _steady(self, upstream: Target, where: str) -> None:
         """Everything that is measured on processes that stay."""
@@ -179,6 +200,31 @@ class Bench:
             except FAILURES as failure:
                 self._fail("growth", target, failure)
 
+    async def _stored(self) -> None:
+        """The store with little and with much in it."""
+        scale = self.scale
+        with pinned(self.core):
+            for name, place in stored.places(self.work).items():
+                self.say(f"stored: {name}")
+                try:
+                    with place() as (few, many):
+                        async with (
+                            stored.filled(few, scale.little, scale.little) as little,
+                            stored.filled(many, scale.turns, scale.sessions) as much,
+                        ):
+                            await self._ask(name, little, much)
+                except FAILURES as failure:
+                    self._failed("stored", name, f"{type(failure).__name__}: {failure}")
+
+    async def _ask(self, database: str, little: stored.Stored, much: stored.Stored) -> None:
+        for _ in range(WARM_CALLS):
+            for warmed in (little, much):
+                await stored.once(warmed)
+        both = ((f"{database}, little", little), (f"{database}, much", much))
+        for turn in range(self.scale.calls):
+            for name, asked in reversed(both) if turn % 2 else both:
+                self.keep(name, await stored.once(asked))
+
     def report(self, command: str) -> str:
         scale = self.scale
         parts = [
@@ -194,19 +240,30 @@ class Bench:
                 often=self.often,
                 transfer=scale.transfer >> 20,
                 warm=scale.warm,
+                calls=scale.calls,
             ),
             f"Command: {command} ({monotonic() - self._began:.0f} s)",
-            "",
-            main_table(self.results, self._failed_rows()),
         ]
+        if self._through_targets():
+            parts += ["", main_table(self.results, self._failed_rows())]
         if self.core == self.load_core:
             parts.insert(0, "ONE CORE ONLY: load, upstream and program share it; times and rates mean little.")
         if "growth" in self.groups:
             parts += ["", growth_table(self.results)]
-        if not any(kind.name == "nginx" for kind in self.kinds):
+        if "stored" in self.groups:
+            parts += ["", self._stored_table()]
+        if self._through_targets() and not any(kind.name == "nginx" for kind in self.kinds):
             parts += ["", "nginx is not installed: not measured."]
         parts += [f"\nFAILED: {group} of {target}: {text}" for (group, target), text in self.failed.items()]
         return "\n".join(parts)
+
+    def _stored_table(self) -> str:
+        scale = self.scale
+        little, much = (
+            f"{turns:,} turns, {sessions:,} sessions"
+            for turns, sessions in ((scale.little, scale.little), (scale.turns, scale.sessions))
+        )
+        return stored_table(self.results, {name for group, name in self.failed if group == "stored"}, little, much)
 
     def _failed_rows(self) -> set[tuple[str, str]]:
         """The figures that a target owes, as far as others gave them."""

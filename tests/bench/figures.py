@@ -50,6 +50,11 @@ class Scale:
     bindings: int = 100_000
     slices: int = 3
     """Rounds of unary requests and of events for each round of the other figures."""
+    little: int = 1000
+    """Turns, and sessions, of a store with little in it; those of one with much follow."""
+    turns: int = 200_000
+    sessions: int = 100_000
+    calls: int = 30
     settle: float = 1.0
     """Seconds for which streams have been idle when they are weighed."""
 

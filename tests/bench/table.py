@@ -45,6 +45,14 @@ ROWS = (
     Row("rest_mb", "resident memory at rest, MB"),
     Row("start_s", "start to first 200, s", 2),
 )
+STORED = (
+    ("stored_first_ms", "first page of 100 turns"),
+    ("stored_last_ms", "last page of 100 turns"),
+    ("stored_history_ms", "history: the newest 100 turns"),
+    ("stored_roles_ms", "history: the newest 100 of two roles"),
+    ("stored_append_ms", "append of one turn"),
+    ("stored_list_ms", "list of sessions, first page of 100"),
+)
 COLUMNS = ("upstream", "floor", "balancer", "nginx")
 
 
@@ -126,6 +134,22 @@ def growth_table(results: Results) -> str:
         one = median(few) if few else math.nan
         other = median(many) if many else math.nan
         lines.append([text, number(one, 1), number(other, 1), ratio(other, one)])
+    return markdown(lines)
+
+
+def stored_table(results: Results, failed: Collection[str], little: str, much: str) -> str:
+    """What grows with what is stored: milliseconds a call. `little` and `much` say how much that is."""
+    lines = [["as stored chats grow: ms a call", little, much, "ratio"]]
+    for database in ("SQLite", "PostgreSQL"):
+        rows = []
+        for figure, text in STORED:
+            measured = results.get(figure, {})
+            few, many = measured.get(f"{database}, little", ()), measured.get(f"{database}, much", ())
+            if few and many:
+                one, other = median(few), median(many)
+                rows.append([f"{database}: {text}", number(one, 2), number(other, 2), ratio(other, one)])
+        why = "FAILED" if database in failed else f"not measured: no {database}"
+        lines += rows or [[database, why, "", ""]]
     return markdown(lines)
 
 

@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 
-from tests.bench import figures
+from balancer.conversations.base import NewTurn
+from tests.bench import figures, stored
 from tests.bench.__main__ import GROUPS, main
 from tests.bench.figures import Scale
 from tests.bench.load import Broken, connect, percentile, request
 from tests.bench.process import cores, cpu_seconds, family, resident
-from tests.bench.table import ROWS, main_table, ratio
+from tests.bench.table import ROWS, STORED, main_table, ratio, stored_table
 from tests.bench.targets import Died, Kind, Target, free_port, running, upstream_kind
+from tests.contract.databases import missing
 
 TINY = Scale(
     seconds=0.1,
@@ -29,6 +31,10 @@ TINY = Scale(
     transfer=1 << 20,
     bindings=1000,
     slices=1,
+    little=200,
+    turns=400,
+    sessions=300,
+    calls=2,
     settle=0.05,
 )
 
@@ -56,6 +62,75 @@ def test_every_figure_is_measured_for_floor_and_program(tmp_path: Path, capfd: p
     assert found["figures"]["growth_us"].keys() == {"10 keys", "200 keys", "few bindings", "many bindings", "session"}
     for word in ("Machine:", "Versions:", "Method:", "Command:", "aiohttp", "CPython"):
         assert word in out
+
+
+STORES = [f"{database}, {size}" for database in ("SQLite", "PostgreSQL") for size in ("little", "much")]
+
+
+def test_stored_chats_are_measured_by_themselves_in_both_databases(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    if "PostgreSQL" not in stored.places(tmp_path):
+        missing("no PostgreSQL: neither DATABASE_URL nor a server's programs")
+    numbers = tmp_path / "bench.json"
+    code = main(["--only", "stored", "--json", str(numbers)], TINY)
+    out, err = capfd.readouterr()
+    assert code == 0, err
+    assert "200 turns, 200 sessions" in out
+    assert "400 turns, 300 sessions" in out
+    assert "upstream alone |" not in out
+    found = json.loads(numbers.read_text())["figures"]
+    assert found.keys() == {figure for figure, _ in STORED}
+    for figure, text in STORED:
+        assert {store: len(values) for store, values in found[figure].items()} == dict.fromkeys(STORES, TINY.calls)
+        assert f"SQLite: {text} " in out
+        assert f"PostgreSQL: {text} " in out
+
+
+def test_without_postgresql_the_table_says_so(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DATABASE_URL", raising=False)
+    monkeypatch.setattr("tests.contract.databases.binaries", lambda: None)
+    numbers = tmp_path / "bench.json"
+    assert main(["--only", "stored", "--json", str(numbers)], TINY) == 0
+    out, _ = capfd.readouterr()
+    assert "not measured: no PostgreSQL" in out
+    assert json.loads(numbers.read_text())["figures"]["stored_append_ms"].keys() == set(STORES[:2])
+
+
+def test_a_server_that_cannot_be_reached_makes_the_run_fail(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", f"postgresql://bench:secret-word@127.0.0.1:{free_port()}/none")
+    assert main(["--only", "stored", "--json", str(tmp_path / "bench.json")], TINY) == 1
+    out, err = capfd.readouterr()
+    assert "FAILED: stored of PostgreSQL: Broken" in out
+    (row,) = [line for line in out.splitlines() if line.startswith("| PostgreSQL")]
+    assert row.split("|")[2].strip() == "FAILED"
+    assert "secret-word" not in out + err
+
+
+@pytest.mark.parametrize("turns", [1, 250])
+async def test_a_filled_store_holds_what_it_says_in_order_and_grows_at_its_end(tmp_path: Path, turns: int) -> None:
+    async with stored.filled(f"sqlite:///{tmp_path}/chats.db", turns, 7) as (store, session):
+        assert session.turns == turns
+        assert await store.count(session.client, session.surface) == 7 + 1
+        assert [turn.sequence for turn in await store.turns(session, limit=1000)] == list(range(1, turns + 1))
+        (added,) = await store.append(session, [NewTurn("user", "and then?")]) or []
+        assert [turn.id for turn in await store.newest(session, 1)] == [added.id]
+
+
+def test_a_store_that_grows_costs_the_ratio_of_the_medians() -> None:
+    measured = {"stored_append_ms": {"SQLite, little": [1.0, 2.0, 9.0], "SQLite, much": [3.0, 1.0, 9.0]}}
+    lines = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in stored_table(measured, (), "1", "2").splitlines()
+    ]
+    assert lines[2:] == [
+        ["SQLite: append of one turn", "2.00", "3.00", "1.50"],
+        ["PostgreSQL", "not measured: no PostgreSQL", "", ""],
+    ]
 
 
 def test_what_fails_is_said_and_makes_the_run_fail(
