@@ -30,6 +30,19 @@ class Source(Protocol):
         ...
 
 
+class Given:
+    """A `Source` of what is here already."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: bytes) -> None:
+        self._text = text
+
+    async def read(self) -> bytes:
+        text, self._text = self._text, b""
+        return text
+
+
 class Budget:
     """Bytes that all kept bodies together may take."""
 

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from balancer.errors import AnswerBroken, AnswerCut, AnswerStalled, ProxyError
 from balancer.model import Call, Choice, Edit, Headers, Record
 from balancer.relay.relay import relay
-from balancer.relay.replay import Body
+from balancer.relay.replay import Body, Given
 from balancer.relay.speak_kept import say_in_session, say_to_bot
 from balancer.relay.speech import Means, Refused, Speech, Told, Voice
 from balancer.upstreams.conversing import ConversingKind
@@ -81,21 +81,8 @@ async def _pass(speech: Speech, voice: Voice, told: Told, means: Means, record: 
         repeatable=True,
     )
     heard = _Heard(voice, told)
-    await relay(call, Body(_Text(text), len(text), len(text), means.budget), heard, means.rooms, record)
+    await relay(call, Body(Given(text), len(text), len(text), means.budget), heard, means.rooms, record)
     await heard.conclude(record)
-
-
-class _Text:
-    """A `relay.replay.Source` of what is here already."""
-
-    __slots__ = ("_text",)
-
-    def __init__(self, text: bytes) -> None:
-        self._text = text
-
-    async def read(self) -> bytes:
-        text, self._text = self._text, b""
-        return text
 
 
 class _Heard:

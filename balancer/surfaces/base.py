@@ -212,3 +212,16 @@ def _head(lines: list[str]) -> bytes:
     if len(head) - len(head.translate(None, _CONTROLS)) != 2 * (len(lines) + 1):
         raise AnswerBroken("its head holds control characters")
     return head
+
+
+def stainless_deadline(request: web.Request, started: float) -> float | None:
+    """`x-stainless-read-timeout` or `x-stainless-timeout` (seconds, sent by OpenAI's SDKs) as monotonic time."""
+    for name in ("x-stainless-read-timeout", "x-stainless-timeout"):
+        given = request.headers.get(name)
+        try:
+            seconds = float(given) if given is not None else 0.0
+        except ValueError:
+            continue
+        if 0 < seconds < float("inf"):
+            return started + seconds
+    return None

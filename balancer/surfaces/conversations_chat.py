@@ -24,12 +24,12 @@ from balancer.model import Call, Choice, Client, Edit, Effect
 from balancer.relay.converse import Turn, converse
 from balancer.relay.exchange import Rooms
 from balancer.relay.relay import relay
-from balancer.relay.replay import Body, Budget
+from balancer.relay.replay import Body, Budget, Given
 from balancer.relay.speak import speak
 from balancer.relay.speech import Means, Speech, Told
 from balancer.routing.router import missing_model
 from balancer.state.base import Locks
-from balancer.surfaces.base import ClientReply
+from balancer.surfaces.base import ClientReply, stainless_deadline
 from balancer.surfaces.conversations_answers import no_session
 from balancer.surfaces.conversations_reply import PassingReply, StoringReply
 from balancer.surfaces.conversations_requests import Chat, received
@@ -185,7 +185,7 @@ async def _translate(request: web.Request, asked: Asked, kind: ConversingKind, b
     )
     if isinstance(kind, CozeKind):
         said = read_bot_said(request, members, asked.messages, session, asked.shown)
-        asker = Asker(request[CLIENT], asked.choices[0], deadline_of(request))
+        asker = Asker(request[CLIENT], asked.choices[0], stainless_deadline(request, request[RECORD].started))
         return await answer_bot_said(request, asker, said, backend.rooms(), backend.budget, backend.clock, BotFrames)
     turn = Turn(
         request[CLIENT],
@@ -193,7 +193,7 @@ async def _translate(request: web.Request, asked: Asked, kind: ConversingKind, b
         session,
         newest(asked.messages),
         opening(asked.messages, transcript=kind.keeping.transcript),
-        deadline_of(request),
+        stainless_deadline(request, request[RECORD].started),
         record,
     )
     rooms = backend.rooms()
@@ -314,7 +314,7 @@ def _call(
         choices=backend.passing(asked.choices),
         edits=partial(_edits, looked, client, backend.settings().members),
         session=_affinity(request, asked, turn),
-        deadline=deadline_of(request),
+        deadline=stainless_deadline(request, request[RECORD].started),
         repeatable=place.repeatable and creates is not Effect.CREATE,
         effect=creates,
         scans=place.scans,
@@ -342,28 +342,3 @@ def _affinity(request: web.Request, asked: Asked, turn: StoredTurn | None) -> st
     inner = metadata.get("sessionId") if isinstance(metadata, dict) else None
     given = (request.headers.get("X-Session-Id"), asked.members.get("session_id"), inner, asked.prefix)
     return next((found for each in given if (found := handle_of(each)) is not None), None)
-
-
-def deadline_of(request: web.Request) -> float | None:
-    """What OpenAI's SDKs say of their patience, as monotonic time."""
-    for name in ("x-stainless-read-timeout", "x-stainless-timeout"):
-        try:
-            seconds = float(request.headers.get(name, ""))
-        except ValueError:
-            continue
-        if 0 < seconds < float("inf"):
-            return request[RECORD].started + seconds
-    return None
-
-
-class Given:
-    """A `relay.replay.Source` of what is here already."""
-
-    __slots__ = ("_text",)
-
-    def __init__(self, text: bytes) -> None:
-        self._text = text
-
-    async def read(self) -> bytes:
-        text, self._text = self._text, b""
-        return text

@@ -27,7 +27,7 @@ from balancer.relay.relay import relay
 from balancer.relay.replay import Body, Budget, Source
 from balancer.routing.logins import Logins
 from balancer.routing.router import may_use, may_use_some, missing_model
-from balancer.surfaces.base import ClientBody, ClientReply
+from balancer.surfaces.base import ClientBody, ClientReply, stainless_deadline
 from balancer.surfaces.coded_body import CodedBody
 from balancer.surfaces.openai_realtime import realtime
 from balancer.surfaces.openai_target import RawTarget, Route, Target, read_target, route_of
@@ -223,7 +223,7 @@ class OpenAISurface:
             headers=_headers(request, identity=effect in (Effect.CREATE, Effect.READ, Effect.LIST)),
             client=client,
             session=next((found for each in [*given, target.session] if (found := handle_of(each)) is not None), None),
-            deadline=_deadline(request, record.started),
+            deadline=stainless_deadline(request, record.started),
             repeatable=place.repeatable and effect is not Effect.CREATE,
             effect=effect,
             names=list(place.ids),
@@ -349,7 +349,7 @@ class OpenAISurface:
             model=model,
             choices=(Choice(target.upstream, model),),
             session=next((found for each in given if (found := handle_of(each)) is not None), None),
-            deadline=_deadline(request, record.started),
+            deadline=stainless_deadline(request, record.started),
             repeatable=request.method in ("GET", "HEAD"),
         )
         reply = ClientReply(request, record)
@@ -411,16 +411,3 @@ def _headers(request: web.Request, *, identity: bool) -> list[tuple[str, str]]:
     if identity:
         headers.append(("Accept-Encoding", "identity"))
     return headers
-
-
-def _deadline(request: web.Request, started: float) -> float | None:
-    """`x-stainless-read-timeout` or `x-stainless-timeout` (seconds, sent by OpenAI's SDKs) as monotonic time."""
-    for name in ("x-stainless-read-timeout", "x-stainless-timeout"):
-        given = request.headers.get(name)
-        try:
-            seconds = float(given) if given is not None else 0.0
-        except ValueError:
-            continue
-        if 0 < seconds < float("inf"):
-            return started + seconds
-    return None

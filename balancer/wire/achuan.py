@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import enum
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +23,7 @@ from typing import Any
 import orjson
 
 from balancer.wire.chat_messages import File
+from balancer.wire.loose_json import load, whole_number
 from balancer.wire.sse import LONGEST, Lines, field
 
 SESSION_PATH = "/api/chat/session"
@@ -31,8 +31,6 @@ COMPLETIONS_PATH = "/api/chat/completions"
 
 _PLAIN_LIMIT = 1 << 20
 """Bytes of a plain body that are looked at: a refusal is a line."""
-_LARGEST = (1 << 63) - 1
-_DIGITS = re.compile(r"-?[0-9]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,14 +100,14 @@ def completion(session: int, text: str, files: Sequence[File] = ()) -> bytes:
 
 def created(body: bytes) -> Created | Refused | None:
     """What a 2xx answer to `creation` says; None if it makes no sense."""
-    reply = _load(body)
+    reply = load(body)
     if not isinstance(reply, dict):
         return read_whole(body)[0]
     refused = refusal(reply)
     if refused is not None:
         return refused
     data = reply.get("data")
-    number = _number(data.get("id")) if isinstance(data, dict) else None
+    number = whole_number(data.get("id")) if isinstance(data, dict) else None
     return Created(number) if number is not None and number > 0 else None
 
 
@@ -118,12 +116,12 @@ def refusal(value: Any) -> Refused | None:
     if not isinstance(value, dict) or "type" in value:
         return None
     err, code = value.get("err"), value.get("code")
-    says_no = code not in (None, "", False) and _number(code) != 0
+    says_no = code not in (None, "", False) and whole_number(code) != 0
     if not err and not says_no:
         return None
     words = err or value.get("msg") or ""
     text = words if isinstance(words, str) else json.dumps(words, ensure_ascii=False)
-    return Refused(_number(code) or None, text.encode("utf-8", "replace").decode())
+    return Refused(whole_number(code) or None, text.encode("utf-8", "replace").decode())
 
 
 def read_whole(body: bytes) -> tuple[Refused | None, Ending]:
@@ -168,7 +166,7 @@ class Reading:
         """The connection has ended: what its last line was, or a refusal that took several lines."""
         events = self._read(self._lines.end())
         if self._plain and not self._seen:
-            plain = refusal(_load(b"\n".join(self._plain)))
+            plain = refusal(load(b"\n".join(self._plain)))
             events += [plain] if plain is not None else []
             self._seen |= plain is not None
         return events
@@ -205,7 +203,7 @@ class Reading:
         elif line.lstrip().startswith(b"{"):
             self._plain = [line]
             self._size = len(line)
-            return refusal(_load(line))
+            return refusal(load(line))
         return None
 
     def _noted(self, event: Event) -> list[Event]:
@@ -228,7 +226,7 @@ def event_of(data: bytes) -> Event | None:
     """What a data line says; None for what is to be skipped."""
     if data.strip() == b"[DONE]":
         return Done()
-    value = _load(data)
+    value = load(data)
     if not isinstance(value, dict):
         return None
     content = value.get("data")
@@ -249,7 +247,7 @@ def answer_text(deltas: Iterable[str], whole: str) -> str:
 
 def error_text(body: bytes) -> str:
     """What an error body says to people: its member for that, else all of it. May hold secrets: mask it before it is shown."""
-    value = _load(body)
+    value = load(body)
     if isinstance(value, dict):
         for member in ("err", "msg", "message", "error"):
             words = value.get(member)
@@ -258,33 +256,3 @@ def error_text(body: bytes) -> str:
             if isinstance(words, str) and words.strip():
                 return words
     return body.decode("utf-8", "replace").strip()
-
-
-def _number(value: Any) -> int | None:
-    """A whole number of 64 bits, also as digits or with a fraction of nothing."""
-    match value:
-        case bool():
-            return None
-        case str() if len(value) <= 20 and _DIGITS.fullmatch(value.strip()):
-            value = int(value)
-        case float() if value.is_integer():
-            value = int(value)
-        case int():
-            pass
-        case _:
-            return None
-    return value if abs(value) <= _LARGEST else None
-
-
-def _load(text: bytes) -> Any:
-    """A JSON value; None if it is none. Halves of surrogate pairs and bytes that are not UTF-8 do not lose the event."""
-    try:
-        return orjson.loads(text)
-    except orjson.JSONDecodeError:
-        pass
-    if not text.lstrip().startswith(b"{"):
-        return None
-    try:
-        return json.loads(text.decode("utf-8", "replace"))
-    except (ValueError, RecursionError):
-        return None

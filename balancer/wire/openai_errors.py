@@ -8,7 +8,6 @@ type follows from the status. Anthropic (https://docs.anthropic.com/en/api/error
 from __future__ import annotations
 
 import json
-import math
 from typing import Any
 
 import orjson
@@ -46,18 +45,6 @@ def render_anthropic(error: ProxyError) -> bytes:
 
 def _message(error: ProxyError) -> str:
     return error.message.encode("utf-8", "backslashreplace").decode()
-
-
-def format_reset(seconds: float) -> str:
-    """A time as `x-ratelimit-reset-*` has it, rounded up: "250ms" below a second, then "12s", "1m3s", "2h0m1s"."""
-    milliseconds = math.ceil(max(0.0, seconds) * 1000)
-    if milliseconds < 1000:
-        return f"{milliseconds}ms"
-    minutes, rest = divmod(math.ceil(milliseconds / 1000), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours}h{minutes}m{rest}s"
-    return f"{minutes}m{rest}s" if minutes else f"{rest}s"
 
 
 def unbracket(body: bytes) -> bytes | None:

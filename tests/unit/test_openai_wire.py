@@ -10,11 +10,12 @@ import pytest
 
 from balancer.errors import ProxyError
 from balancer.relay.replay import spliced
+from balancer.web import span
 from balancer.wire.event_boundary import EventBoundary
 from balancer.wire.google import parse
 from balancer.wire.json_places import DEEPEST, members, value_end
 from balancer.wire.openai import LARGEST_PARSED, apply, edits, no_messages, read
-from balancer.wire.openai_errors import format_reset, render, render_anthropic, unbracket
+from balancer.wire.openai_errors import render, render_anthropic, unbracket
 
 ODD = (
     b'\r\n{ "x" : 12345678901234567890123 ,\t"model":"openai\\/gpt-5.1" , "seed":1.0e+2,\n'
@@ -305,7 +306,7 @@ def test_a_backend_s_own_refusal_of_the_request_is_an_error_of_the_api() -> None
     ],
 )
 def test_a_reset_is_written_as_openai_writes_it(seconds: float, text: str) -> None:
-    assert format_reset(seconds) == text
+    assert span(seconds) == text
 
 
 def test_googles_list_of_one_error_loses_its_brackets_and_nothing_else() -> None:
