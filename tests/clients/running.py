@@ -10,6 +10,7 @@ import signal
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -20,6 +21,22 @@ PATIENCE = 60.0
 JAVASCRIPT = next(row.environment for row in ROWS if row.client == "openai (JavaScript)")
 SDKS = (OPENAI, JAVASCRIPT)
 _PROGRAMS = Path(__file__).parent / "programs"
+
+
+def wanted(environment: Environment) -> None:
+    """What a test cannot do without: where it is not installed the test says so and is skipped, and in CI fails."""
+    try:
+        required(environment)
+    except NotInstalled as missing:
+        unproved(environment.name, missing)
+
+
+def unproved(name: str, why: object) -> NoReturn:
+    """A gap in the tests is told, and in CI it is a failure."""
+    told = f"UNPROVED: {name}: {why}"
+    if os.environ.get("CI", "").lower() in ("true", "1"):
+        pytest.fail(told)
+    pytest.skip(told)
 
 
 @dataclass(frozen=True)
@@ -33,13 +50,7 @@ class Ended:
 
 async def run(url: str, environment: Environment, *command: str, **variables: str) -> Ended:
     """Run a client against the proxy. Skips the test, or fails it in CI, where the client is not installed."""
-    try:
-        required(environment)
-    except NotInstalled as missing:
-        unproved = f"UNPROVED: {environment.name}: {missing}"
-        if os.environ.get("CI", "").lower() in ("true", "1"):
-            pytest.fail(unproved)
-        pytest.skip(unproved)
+    wanted(environment)
     with tempfile.TemporaryDirectory() as home:
         process = await asyncio.create_subprocess_exec(
             *command,

@@ -17,7 +17,8 @@ from balancer.standin.base import running
 from balancer.standin.coze import BOT, CozeStandIn
 from balancer.standin.coze_answers import Play
 from balancer.standin.record import Arrival
-from tests.clients.environments import COZEPY, NotInstalled, python_of, required
+from tests.clients.environments import COZEPY, python_of
+from tests.clients.running import wanted
 
 KEY, OTHER = "pat_one_0000000000000", "pat_two_0000000000000"
 PATIENCE = 90.0
@@ -62,13 +63,7 @@ async def _run() -> Saw:
 
 @pytest.fixture(scope="module")
 def saw() -> Saw:
-    try:
-        required(COZEPY)
-    except NotInstalled as missing:
-        unproved = f"UNPROVED: {COZEPY.name}: {missing}"
-        if os.environ.get("CI", "").lower() in ("true", "1"):
-            pytest.fail(unproved)
-        pytest.skip(unproved)
+    wanted(COZEPY)
     return asyncio.run(_run())
 
 

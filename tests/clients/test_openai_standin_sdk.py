@@ -15,8 +15,9 @@ import pytest
 
 from balancer.standin.openai.app import OpenAIStandIn, running
 from balancer.standin.record import Arrival
-from tests.clients.environments import NotInstalled, python_of, required
+from tests.clients.environments import python_of
 from tests.clients.matrix import OPENAI
+from tests.clients.running import wanted
 
 KEYS = ("sk-one-0000000000000", "sk-two-0000000000000")
 PATIENCE = 90.0
@@ -59,13 +60,7 @@ async def _run() -> Saw:
 
 @pytest.fixture(scope="module")
 def saw() -> Saw:
-    try:
-        required(OPENAI)
-    except NotInstalled as missing:
-        unproved = f"UNPROVED: {OPENAI.name}: {missing}"
-        if os.environ.get("CI", "").lower() in ("true", "1"):
-            pytest.fail(unproved)
-        pytest.skip(unproved)
+    wanted(OPENAI)
     return asyncio.run(_run())
 
 
