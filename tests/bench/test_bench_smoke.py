@@ -21,8 +21,8 @@ from tests.bench.targets import Died, Kind, Target, free_port, running, upstream
 from tests.contract.databases import missing
 
 TINY = Scale(
-    seconds=0.1,
-    short=0.1,
+    seconds=0.3,
+    short=0.3,
     warm=0.05,
     connections=2,
     streams=2,
