@@ -13,24 +13,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
-from urllib.parse import urlsplit
 
 import structlog
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from balancer import applied
 from balancer.clock import Clock, SystemClock
 from balancer.config import Settings
 from balancer.config import Upstream as UpstreamSettings
-from balancer.config.upstream import OPENAI_KINDS
 from balancer.conversations.base import DatabaseRefused, StorageUnavailable
 from balancer.conversations.opening import Conversations, sqlite_path
 from balancer.errors import ProxyError
-from balancer.keypool.pool import Event, KeyPool
+from balancer.keypool.pool import KeyPool
 from balancer.keypool.reach import Reach, Turn
 from balancer.middlewares.auth import Callers, auth
 from balancer.middlewares.cors import cors
@@ -38,7 +36,8 @@ from balancer.middlewares.drain import Drain
 from balancer.middlewares.envelope import envelope
 from balancer.middlewares.errors import errors
 from balancer.middlewares.request_id import request_id
-from balancer.model import ANONYMOUS, Choice, Client, Record
+from balancer.model import Record
+from balancer.notices import log_key_event, log_turn
 from balancer.observe.access import overhead
 from balancer.observe.logs import Logs
 from balancer.observe.metrics import Metrics
@@ -56,7 +55,7 @@ from balancer.routing.bot_conversations import BotConversations
 from balancer.routing.limits import Limits
 from balancer.routing.logins import PREFIX as SESSION_TOKEN
 from balancer.routing.logins import Logins, Memory, digest_of
-from balancer.routing.router import Route, Router
+from balancer.routing.router import Router
 from balancer.state.base import Counters, Locks, LoginSessions, Talks
 from balancer.state.memory import (
     MemoryBindings,
@@ -73,13 +72,13 @@ from balancer.surfaces.chat_turn import ChatSettings, Turns
 from balancer.surfaces.conversations import ConversationsSurface
 from balancer.surfaces.conversations_chat import Backend, ConversationsSettings
 from balancer.surfaces.conversations_turns import Generations
-from balancer.surfaces.gemini import GeminiSettings, GeminiSurface, base_path
+from balancer.surfaces.gemini import GeminiSettings, GeminiSurface
 from balancer.surfaces.login import LoginSurface
 from balancer.surfaces.openai import OpenAISettings, OpenAISurface
-from balancer.upstreams import achuan, coze
+from balancer.upstreams import achuan
 from balancer.upstreams.achuan import AchuanKind
 from balancer.upstreams.base import PassingKind
-from balancer.upstreams.conversing import ConversingKind, Keeping
+from balancer.upstreams.conversing import ConversingKind
 from balancer.upstreams.coze import CozeKind
 from balancer.upstreams.gemini import GeminiKind
 from balancer.upstreams.openai import OpenAIKind
@@ -92,7 +91,9 @@ log = structlog.get_logger()
 KINDS: dict[str, Callable[[UpstreamSettings], PassingKind | ConversingKind]] = {
     "gemini": lambda settings: GeminiKind(settings.name, settings.base_url, settings.headers),
     "openai": lambda settings: OpenAIKind(settings.name, settings.base_url, settings.headers, settings.key_header),
-    "achuan": lambda settings: AchuanKind(settings.name, settings.base_url, settings.headers, _keeping(settings)),
+    "achuan": lambda settings: AchuanKind(
+        settings.name, settings.base_url, settings.headers, applied.keeping(settings)
+    ),
     "coze": lambda settings: CozeKind(
         settings.name, settings.base_url, settings.headers, settings.bot_ids, settings.user_id, SystemClock()
     ),
@@ -210,10 +211,10 @@ class Runtime:
             self.talks = MemoryTalks(settings.affinity.max_sessions, self.clock)
         # Uploads that began under the old keys go on under the new ones.
         self._signing_keys = tuple(dict.fromkeys((settings.signing_key, *self._signing_keys)))[:KEPT_SIGNING_KEYS]
-        self.gemini = self._gemini_settings(settings)
-        self.chat = _chat_settings(settings)
-        self.stored = _conversations_settings(settings)
-        self.openai = _openai_settings(settings)
+        self.gemini = applied.gemini_settings(settings, self._signing_keys, self._is_ours)
+        self.chat = applied.chat_settings(settings)
+        self.stored = applied.conversations_settings(settings)
+        self.openai = applied.openai_settings(settings)
         self.namings["openai"] = OpenaiNaming(settings.openai.resource_ttl)
         self.logins = Logins(
             self.login_sessions,
@@ -223,11 +224,13 @@ class Runtime:
             ttl=settings.auth.login_ttl,
             most=settings.auth.max_sessions,
         )
-        self.callers = _callers(settings, self.logins)
-        self.admin_callers = _admin_callers(settings)
+        self.callers = applied.callers(settings, self.logins)
+        self.admin_callers = applied.admin_callers(settings)
         self.rooms = Rooms(
             router=Router(
-                [_route(each) for each in settings.upstreams.values()], self.catalogues, started=self._started
+                [applied.route(each, DIALECTS[each.kind]) for each in settings.upstreams.values()],
+                self.catalogues,
+                started=self._started,
             ),
             affinity=Affinity(
                 self.pins,
@@ -259,35 +262,17 @@ class Runtime:
         self._transports = transports
         self.expiry.look()
 
-    def _gemini_settings(self, settings: Settings) -> GeminiSettings:
-        clients = {client.name: client for client in settings.clients().values()}
-        if not clients:
-            clients = {ANONYMOUS.name: ANONYMOUS}
-        elif settings.auth.exempt_loopback:
-            clients[ANONYMOUS.name] = ANONYMOUS
-        return GeminiSettings(
-            max_body=settings.server.max_body,
-            max_upload=settings.server.max_upload,
-            body_idle=settings.server.body_idle_timeout,
-            replay=settings.relay.replay_limit,
-            public_url=settings.server.public_url,
-            trusted_proxies=settings.server.trusted_proxies,
-            signing_keys=self._signing_keys,
-            base_paths=[base_path(each.base_url) for each in settings.upstreams.values()],
-            client=clients.get,
-            ours=self._is_ours,
-        )
-
     def _is_ours(self, credential: str) -> bool:
         return credential.startswith(SESSION_TOKEN) or digest_of(credential) in self.callers.by_digest
 
     def _transport(self, upstream: UpstreamSettings, settings: Settings) -> tuple[tuple[Any, ...], HttpTransport]:
         """The upstream's connections: those it has, while nothing about the way there has changed."""
-        way = (_base_url(upstream), upstream.egress_proxy, upstream.egress_ca_file, settings.relay.timeouts.connect)
+        base_url, proxy, ca_file = applied.base_url(upstream), upstream.egress_proxy, upstream.egress_ca_file
+        connect = settings.relay.timeouts.connect
+        way = (base_url, proxy, ca_file, connect)
         had = self._transports.get(upstream.name)
         if had is not None and had[0] == way:
             return had
-        base_url, proxy, ca_file, connect = way
         return way, HttpTransport(base_url, connect_timeout=connect, proxy=proxy, ca_file=ca_file)
 
     def _upstream(
@@ -302,7 +287,7 @@ class Runtime:
             pool.replace(keys)
         else:
             pool = KeyPool(upstream.name, keys, self.clock)
-            pool.on_event = lambda event: _log_key_event(upstream.name, event)
+            pool.on_event = lambda event: log_key_event(upstream.name, event)
         if known is not None and known.transport is transport:
             reach = known.reach
         else:
@@ -311,7 +296,7 @@ class Runtime:
         return Upstream(
             name=upstream.name,
             kind_name=upstream.kind,
-            base_url=_base_url(upstream),
+            base_url=applied.base_url(upstream),
             kind=KINDS[upstream.kind](upstream),
             pool=pool,
             reach=reach,
@@ -332,7 +317,7 @@ class Runtime:
         )
 
     def _reach_turned(self, upstream: str, turn: Turn) -> None:
-        _log_turn(upstream, turn)
+        log_turn(upstream, turn)
         if turn.kind != "up":
             self.reach_probes.begin(upstream)
 
@@ -434,127 +419,3 @@ def _answer(request: web.Request) -> Awaitable[web.StreamResponse]:
 
 async def _expect_later(request: web.Request) -> None:
     """`100 Continue` waits until the caller is known and the body is wanted (`surfaces.base.ClientBody`)."""
-
-
-def _base_url(upstream: UpstreamSettings) -> str:
-    match upstream.kind:
-        case "achuan":
-            return achuan.origin(upstream.base_url)
-        case "coze":
-            return coze.origin(upstream.base_url)
-        case _:
-            return upstream.base_url
-
-
-def _keeping(settings: UpstreamSettings) -> Keeping:
-    return Keeping(
-        settings.session_ttl,
-        settings.renew_explicit,
-        settings.adopt_unknown_sessions,
-        transcript=settings.fresh_history == "transcript",
-    )
-
-
-def _route(upstream: UpstreamSettings) -> Route:
-    return Route(
-        upstream=upstream.name,
-        kind=upstream.kind,
-        dialects=DIALECTS[upstream.kind],
-        models=tuple(upstream.bot_ids) if upstream.kind == "coze" else upstream.models,
-        bots=tuple(upstream.bot_ids),
-        disabled=tuple(upstream.disabled_models),
-        aliases=dict(upstream.aliases),
-    )
-
-
-def _chat_settings(settings: Settings) -> ChatSettings:
-    chat, choice = settings.chat, None
-    upstream = settings.upstreams.get(chat.upstream or "")
-    if upstream is not None:
-        model = chat.model or next(iter(upstream.bot_ids))  # which the checks see to
-        choice = Choice(upstream.name, upstream.aliases.get(model, model))
-    return ChatSettings(
-        choice=choice,
-        kind="" if upstream is None else upstream.kind,
-        user=upstream.user_id if upstream is not None and upstream.kind == "coze" else None,
-        turn_wait=chat.turn_wait,
-        history=settings.conversations.history,
-        max_body=chat.max_body,
-        body_idle=settings.server.body_idle_timeout,
-        allowed_origins=chat.allowed_origins,
-        members={each.name: each.max_tokens_member for each in settings.upstreams.values()},
-    )
-
-
-def _conversations_settings(settings: Settings) -> ConversationsSettings:
-    return ConversationsSettings(
-        model=settings.conversations.model,
-        history=settings.conversations.history,
-        max_body=settings.conversations.max_body,
-        body_idle=settings.server.body_idle_timeout,
-        turn_wait=settings.chat.turn_wait,
-        allowed_origins=settings.conversations.allowed_origins,
-        members={each.name: each.max_tokens_member for each in settings.upstreams.values()},
-    )
-
-
-def _openai_settings(settings: Settings) -> OpenAISettings:
-    upstreams = settings.upstreams.values()
-    added: dict[str, tuple[str, ...]] = {}
-    for each in upstreams:
-        for path in each.paths:
-            added[path] = (*added.get(path, ()), each.name)
-    return OpenAISettings(
-        max_body=settings.server.max_body,
-        max_upload=settings.server.max_upload,
-        body_idle=settings.server.body_idle_timeout,
-        replay=settings.relay.replay_limit,
-        trusted_proxies=settings.server.trusted_proxies,
-        allowed_origins=settings.openai.allowed_origins,
-        default_upstream=settings.openai.default_upstream,
-        filtered=bool(settings.auth.tokens),
-        members={each.name: each.max_tokens_member for each in upstreams},
-        paths=added,
-        raw={each.name: each.raw for each in upstreams},
-        passing={each.name: each.kind for each in upstreams if each.kind in OPENAI_KINDS},
-    )
-
-
-def _callers(settings: Settings, logins: Logins) -> Callers:
-    public = settings.server.public_url
-    host = urlsplit(public).hostname if public else None
-    return Callers(settings.clients(), settings.auth.exempt_loopback, host, logins)
-
-
-def _admin_callers(settings: Settings) -> Callers:
-    token = settings.admin.token
-    if token is None:
-        return Callers({})
-    return Callers({hashlib.sha256(token.get_secret_value().encode()).digest(): Client("admin")})
-
-
-def _log_key_event(upstream: str, event: Event) -> None:
-    fields: dict[str, Any] = {"upstream": upstream, "key": event.fingerprint, "reason": event.reason}
-    if event.model is not None:
-        fields["model"] = event.model
-    if event.seconds is not None:
-        fields["seconds"] = round(event.seconds, 1)
-    if event.alert:
-        log.critical("key leaked: revoke it and make a new one", **fields)
-    elif event.kind in ("enabled", "backoff_over"):
-        log.info(f"key {event.kind}" if event.kind == "enabled" else "upstream usable again", **fields)
-    else:
-        log.warning({"rest": "key rests", "disabled": "key disabled"}.get(event.kind, "upstream backs off"), **fields)
-
-
-def _log_turn(upstream: str, turn: Turn) -> None:
-    match turn.kind:
-        case "down":
-            seconds = round(turn.seconds or 0.0, 1)
-            log.warning(
-                "upstream down: left out until a probe succeeds", upstream=upstream, reason=turn.reason, seconds=seconds
-            )
-        case "up":
-            log.info("upstream up again", upstream=upstream, seconds=round(turn.seconds or 0.0, 1))
-        case "doubted":
-            log.debug("upstream gives no answers: probing it", upstream=upstream, reason=turn.reason)

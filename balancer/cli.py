@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from balancer import __version__, usage
+from balancer import usage
 
 if TYPE_CHECKING:
     from balancer.config import Settings
@@ -38,7 +38,7 @@ class Failure(Exception):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns its exit code (argparse itself exits after --help, --version and misuse)."""
-    arguments = _parser().parse_args(argv)
+    arguments = usage.parser(COMMANDS).parse_args(argv)
     run: Callable[[argparse.Namespace], int] = arguments.run
     try:
         code = run(arguments)
@@ -53,107 +53,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader (head, less) has enough; nothing may be written at exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FINE
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = _documented(argparse.ArgumentParser, prog="balancer", text=usage.MAIN)
-    parser.add_argument("--version", action="version", version=f"balancer {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-
-    def command(name: str, run: Callable[[argparse.Namespace], int], summary: str, text: str) -> Any:
-        made = _documented(commands.add_parser, name, help=summary, text=text)
-        made.set_defaults(run=run)
-        return made
-
-    serve = command("serve", _serve, "start the proxy", usage.SERVE)
-    _config_option(serve)
-    serve.add_argument(
-        "--stand-in", action="store_true", help="answer from a built-in stand-in upstream: no keys needed"
-    )
-
-    check = command("check-config", _check_config, "check a configuration and show what it comes to", usage.CHECK)
-    _config_option(check)
-    check.add_argument("--quiet", action="store_true", help="print mistakes only; the exit code says the rest")
-
-    keys = command("keys", _keys, "what the keys of the running process are doing", usage.KEYS)
-    _config_option(keys)
-    keys.add_argument("--json", action="store_true", help="print the answer of the admin listener as it is")
-    keys.add_argument("--url", help="admin listener to ask (default: admin.host and admin.port of the configuration)")
-
-    health = command("health", _health, "whether the running process can serve", usage.HEALTH)
-    _config_option(health)
-    health.add_argument("--url", help="listener to ask (default: server.host and server.port of the configuration)")
-
-    session = command("create-session", _create_session, "make a session of an achuan backend", usage.CREATE_SESSION)
-    _config_option(session)
-    session.add_argument("--model", required=True, help="model of the session, with or without its upstream")
-    session.add_argument("--url", help="listener to ask (default: server.host and server.port of the configuration)")
-    session.add_argument("--token", help="client token (default: BALANCER_TOKEN in the environment)")
-    session.add_argument("--json", action="store_true", help="print the whole reply")
-
-    deploy = command("deploy", _deploy, "list, print or write the files shipped for an installation", usage.DEPLOY)
-    deploy.add_argument("file", metavar="FILE", nargs="?", help="which file (default: list them)")
-    deploy.add_argument("--to", metavar="DIR", type=Path, help="write it there instead of printing it")
-
-    stored = command("conversations", _conversations, "write stored chats out, or delete old ones", usage.CONVERSATIONS)
-    _config_option(stored)
-    stored.add_argument("action", choices=("export", "purge"), help="what to do with them")
-    stored.add_argument("--client", metavar="NAME", help="those of this client only")
-    stored.add_argument(
-        "--older-than",
-        metavar="TIME",
-        type=_duration,
-        help="those without activity for so long: 90d, 12h (purge needs it)",
-    )
-    stored.add_argument("--to", metavar="FILE", type=Path, help="export: write, or go on, in this file")
-    stored.add_argument("--dry-run", action="store_true", help="tell how many there are, and do nothing")
-
-    stand_in = command("stand-in", _stand_in, "run a stand-in upstream alone", usage.STAND_IN)
-    stand_in.add_argument(
-        "--kind", choices=("gemini", "openai", "achuan", "coze"), default="gemini", help="which (default: %(default)s)"
-    )
-    stand_in.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    stand_in.add_argument("--port", type=_port, default=8090, help="port, 0 for any free one (default: %(default)s)")
-    stand_in.add_argument(
-        "--keys",
-        help="keys it accepts, with commas between (default: k1,k2,k3; for achuan three tokens that it prints)",
-    )
-
-    docs = command("docs", _docs, "print a guide", usage.DOCS)
-    docs.add_argument("topic", metavar="TOPIC", nargs="?", help="which guide (default: list them)")
-    return parser
-
-
-def _documented(make: Callable[..., Any], *names: str, text: str, **options: Any) -> Any:
-    """A parser whose help shows the text as it is written: what it does first, examples and exit codes last."""
-    description, _, epilog = text.partition("\n\n")
-    raw = argparse.RawDescriptionHelpFormatter
-    return make(*names, description=description, epilog=epilog, formatter_class=raw, **options)
-
-
-def _config_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--config",
-        metavar="FILE",
-        type=Path,
-        help="configuration (default: config.yaml if there is one, else the defaults)",
-    )
-
-
-def _port(text: str) -> int:
-    port = int(text)
-    if not 0 <= port <= 65535:
-        raise argparse.ArgumentTypeError(f"{text} is no port")
-    return port
-
-
-def _duration(text: str) -> float:
-    from balancer.config.values import duration
-
-    try:
-        return duration(text)
-    except ValueError as wrong:
-        raise argparse.ArgumentTypeError(f"{text} {wrong}") from None
 
 
 def _say(line: str = "") -> None:
@@ -453,6 +352,20 @@ def _docs(arguments: argparse.Namespace) -> int:
         raise Failure(MISTAKE, f"no guide {arguments.topic}; there are: {', '.join(topics)}")
     _say(guides[arguments.topic].read_text(encoding="utf-8").rstrip())
     return FINE
+
+
+COMMANDS = {
+    "serve": _serve,
+    "check-config": _check_config,
+    "keys": _keys,
+    "health": _health,
+    "create-session": _create_session,
+    "deploy": _deploy,
+    "conversations": _conversations,
+    "stand-in": _stand_in,
+    "docs": _docs,
+}
+"""By name, what runs each command; how they are called is in `usage`."""
 
 
 if __name__ == "__main__":
