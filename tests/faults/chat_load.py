@@ -82,7 +82,13 @@ async def stream(http: aiohttp.ClientSession, url: str, session: str, told: Told
 
 
 async def socket(http: aiohttp.ClientSession, url: str, session: str, told: Told) -> None:
-    async with http.ws_connect(f"{url}/ws/chat?session_id={session}") as at:
+    try:
+        at = await http.ws_connect(f"{url}/ws/chat?session_id={session}")
+    except aiohttp.WSServerHandshakeError as refused:  # whose body aiohttp does not show
+        if refused.status == 503:
+            raise Away from refused
+        raise
+    async with at:
         for _ in range(3):
             text = _text(told)
             await at.send_json({"type": "chat.message", "content": text, "model": MODEL})
