@@ -305,15 +305,13 @@ class Runtime:
         )
 
     def request_finished(self, record: Record, now: float) -> None:
+        """Log and count a request that is over at `now` (monotonic)."""
         self.logs.access(record, now)
-        ttfb = None if record.first_byte is None else record.first_byte - record.started
+        ttfb = own = None
+        if record.first_byte is not None:
+            ttfb, own = record.first_byte - record.started, overhead(record)
         self.metrics.request_done(
-            record.surface or "none",
-            record.status or 499,
-            ttfb,
-            None if ttfb is None else overhead(record),
-            record.bytes_in,
-            record.bytes_out,
+            record.surface or "none", record.status or 499, ttfb, own, record.bytes_in, record.bytes_out
         )
 
     def _reach_turned(self, upstream: str, turn: Turn) -> None:
@@ -410,7 +408,7 @@ async def _dispatch(request: web.Request) -> web.StreamResponse:
 
 
 def _answer(request: web.Request) -> Awaitable[web.StreamResponse]:
-    surface = request.get(SURFACE)
+    surface = request[SURFACE]
     if surface is None:
         raise ProxyError(404, "unknown_url", f"Invalid URL ({request.method} {request.path})")
     handled: Awaitable[web.StreamResponse] = surface.handle(request)

@@ -22,6 +22,7 @@ import structlog
 from aiohttp import StreamReader, web
 from aiohttp.http import HttpRequestParser, RawRequestMessage, StreamWriter
 from aiohttp.http_exceptions import BadHttpMessage, HttpProcessingError, LineTooLong
+from aiohttp.streams import EmptyStreamReader
 from aiohttp.web_protocol import _PAYLOAD_ACCESS_ERROR, ERROR, _ErrInfo
 
 from balancer.errors import ProxyError
@@ -131,6 +132,22 @@ class RepairingParser:
             raise refused
         self._adopt(self._fresh())
         return self._feed(repaired + end + rest)
+
+
+class _Request(web.Request):
+    """aiohttp's request, with what every step asks it for as plain attributes: its cached properties take ten times as long."""
+
+    __slots__ = ("body_exists", "headers", "keep_alive", "method", "raw_path", "version")
+    ATTRS = web.Request.ATTRS.union(__slots__)
+
+    def __init__(self, message: RawRequestMessage, payload: StreamReader, *rest: Any, **limits: Any) -> None:
+        super().__init__(message, payload, *rest, **limits)
+        self.body_exists = type(payload) is not EmptyStreamReader
+        self.headers = message.headers
+        self.keep_alive = not message.should_close
+        self.method = message.method
+        self.raw_path = message.path
+        self.version = message.version
 
 
 class Listeners:
@@ -313,7 +330,7 @@ class _Connection(web.RequestHandler):
             message = ERROR
         task = self._task_handler or asyncio.current_task(loop)
         assert task is not None
-        request = factory(message, payload, self, StreamWriter(self, loop), task)
+        request = factory(message, payload, self, StreamWriter(self, loop), task, _cls=_Request)  # type: ignore[call-arg]
         return request, self._handle_request(request, None, handler)
 
     def _stays(self) -> bool:

@@ -177,7 +177,7 @@ class Call:
     deadline: float | None = None
     repeatable: bool = False
     effect: Effect = Effect.NONE
-    names: list[str] = field(default_factory=list)
+    names: Sequence[str] = ()
     owner: str | None = None
     owned: bool = False
     scans: bool = False
@@ -196,6 +196,12 @@ class Timeouts:
     first_byte: float | None = 300.0
     idle: float | None = 300.0
     total: float | None = None
+    shortest: float = field(init=False, repr=False, compare=False)
+    """The shorter of first byte and idle; infinity where neither is limited."""
+
+    def __post_init__(self) -> None:
+        shortest = min((each for each in (self.first_byte, self.idle) if each is not None), default=float("inf"))
+        object.__setattr__(self, "shortest", shortest)
 
 
 @dataclass(slots=True)
@@ -224,6 +230,8 @@ class Record:
     upstream_wait: float = 0.0
     other_wait: float = 0.0
     error: str | None = None
+    own_id: bool = False
+    """The id is none of the caller's: whoever writes it need not look for secrets in it."""
     close: bool = False
     """The connection is to be closed after this answer (drain)."""
     fields: tuple[tuple[str, str], ...] = ()

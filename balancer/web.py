@@ -13,7 +13,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Protocol
 from urllib.parse import urlsplit
 
-from aiohttp import web
+from aiohttp import hdrs, web
+from multidict import istr
 
 from balancer.errors import ProxyError
 from balancer.model import Client, Record
@@ -35,16 +36,16 @@ FORWARDING_FIELDS = (
 
 _NO_CREDENTIAL_SCHEMES = frozenset({"basic", "digest", "negotiate", "token"})
 _PLACES = (
-    ("header", "X-Session-Token"),
-    ("query", "session_token"),
-    ("header", "x-goog-api-key"),
-    ("header", "x-api-key"),
-    ("header", "api-key"),
-    ("query", "key"),
-    ("query", "api_key"),
+    (False, istr("X-Session-Token")),
+    (True, "session_token"),
+    (False, istr("x-goog-api-key")),
+    (False, istr("x-api-key")),
+    (False, istr("api-key")),
+    (True, "key"),
+    (True, "api_key"),
 )
-"""Where a credential may stand, behind Authorization, in the order in which they count."""
-_HEADER_PLACES = tuple(place for place in _PLACES if place[0] == "header")
+"""Where a credential may stand behind Authorization, in the order in which they count: whether in the query, and its name."""
+_FIELDS = tuple(place for place in _PLACES if not place[0])
 """The same of a request without a query, as nearly all are."""
 _SUBPROTOCOLS = ("openai-insecure-api-key.", "bearer.")
 
@@ -89,7 +90,8 @@ RECORD = web.RequestKey("record", Record)
 CLIENT = web.RequestKey("client", Client)
 LOGIN = web.RequestKey("login", Login)
 """There where the caller showed a session token."""
-SURFACE = web.RequestKey("surface", Surface)
+SURFACE: web.RequestKey[Surface | None] = web.RequestKey("surface", object)  # type: ignore[arg-type]
+"""None where no surface claims the request."""
 
 
 def json_answer(status: int, body: bytes, headers: Iterable[tuple[str, str]] = ()) -> web.Response:
@@ -133,7 +135,7 @@ def span(seconds: float) -> str:
 def credentials(request: web.Request) -> Iterator[str]:
     """Every credential that a request carries, in the order in which they count."""
     headers = request.headers
-    authorization = headers.get("Authorization")
+    authorization = headers.get(hdrs.AUTHORIZATION)
     if authorization:
         scheme, blank, rest = authorization.strip().partition(" ")
         if not blank:
@@ -145,11 +147,11 @@ def credentials(request: web.Request) -> Iterator[str]:
         elif scheme.lower() not in _NO_CREDENTIAL_SCHEMES:
             yield authorization.strip()
     query: Mapping[str, str] = request.rel_url.query if "?" in request.raw_path else {}
-    for source, name in _PLACES if query else _HEADER_PLACES:
-        value = (headers if source == "header" else query).get(name)
-        if value and value.strip():
-            yield value.strip()
-    if "Sec-WebSocket-Protocol" in headers and headers.get("Upgrade", "").lower() == "websocket":
+    for from_query, name in _PLACES if query else _FIELDS:
+        value = (query if from_query else headers).get(name)
+        if value and (value := value.strip()):
+            yield value
+    if hdrs.SEC_WEBSOCKET_PROTOCOL in headers and headers.get("Upgrade", "").lower() == "websocket":
         offers = ",".join(headers.getall("Sec-WebSocket-Protocol")).split(",")
         for prefix in _SUBPROTOCOLS:
             for offer in offers:

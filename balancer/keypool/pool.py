@@ -89,7 +89,7 @@ class KeyPool:
         """
         now = self._monotonic()
         ring = self._ring(owner, model, now)
-        nothing = ring.nothing(self._freed, now)
+        nothing = None if ring.said is None else ring.nothing(self._freed, now)
         if nothing is None and now >= self._outage.until:
             slot = None
             if prefer is not None and prefer not in avoid:
@@ -170,7 +170,7 @@ class KeyPool:
         lease.ended = True
         slot = lease.slot
         slot.in_flight -= 1
-        if not self._roster.has(slot):
+        if self._roster.slots.get(slot.fingerprint) is not slot:
             return
         slot.verdicts[judgement.verdict._value_] += 1
         freed = slot.quota is not None and self._settle(slot, lease, tokens)

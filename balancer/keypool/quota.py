@@ -15,6 +15,7 @@ window is empty; otherwise it could never go. A full window admits nothing, howe
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from datetime import datetime, timedelta
 from zoneinfo import ZoneInfo
@@ -41,10 +42,12 @@ def quota_day(wall: float) -> tuple[float, float]:
 class Window:
     """A sum over the last 60 s that never counts too little. Times must not decrease."""
 
-    __slots__ = ("_buckets", "amount")
+    __slots__ = ("_buckets", "_newest", "amount")
 
     def __init__(self) -> None:
         self._buckets: deque[_Bucket] = deque()
+        self._newest = _Bucket(-math.inf)
+        """The bucket that takes what comes now; one that is none of them where there is nothing yet."""
         self.amount = 0
         """What was counted and not forgotten yet: at least the sum of the last 60 s."""
 
@@ -57,12 +60,11 @@ class Window:
     def add(self, amount: int, now: float) -> None:
         if not amount:
             return
-        buckets = self._buckets
-        newest = buckets[-1] if buckets else None
-        if newest is None or now - newest.first >= BUCKET:
+        newest = self._newest
+        if now - newest.first >= BUCKET:
             self.total(now)
-            newest = _Bucket(now)
-            buckets.append(newest)
+            newest = self._newest = _Bucket(now)
+            self._buckets.append(newest)
         newest.last = now
         newest.amount += amount
         self.amount += amount
@@ -103,23 +105,19 @@ class _Bucket:
 class DayCount:
     """Requests of the current quota day."""
 
-    __slots__ = ("_end", "_start", "count")
+    __slots__ = ("_start", "count", "ends")
 
     def __init__(self) -> None:
-        self._start = self._end = 0.0
+        self._start = self.ends = 0.0
         self.count = 0
-
-    @property
-    def ends(self) -> float:
-        return self._end
 
     def end(self, wall: float) -> float:
         """When the day ends (POSIX seconds); starts a new count if `wall` is past the day last seen."""
-        if not self._start <= wall < self._end:
-            if wall >= self._end:
+        if not self._start <= wall < self.ends:
+            if wall >= self.ends:
                 self.count = 0
-            self._start, self._end = quota_day(wall)
-        return self._end
+            self._start, self.ends = quota_day(wall)
+        return self.ends
 
 
 class Quota:
@@ -147,11 +145,12 @@ class Quota:
         """Whether the limit of concurrent requests is reached: only the end of one changes that."""
         return bool(self.concurrency) and in_flight >= (self.concurrency or 0)
 
-    def roomy(self, tokens: int) -> bool:
-        """Whether the timed limits admit it even if nothing of what was counted is old yet: the cheap half of `back`."""
+    def roomy(self, tokens: int, in_flight: int) -> bool:
+        """Whether all limits admit it even if nothing of what was counted is old yet: the cheap half of `full` and `back`."""
         day = self._day
         return (
-            (not self._rpm or self._requests.amount < self._rpm)
+            (not self.concurrency or in_flight < self.concurrency)
+            and (not self._rpm or self._requests.amount < self._rpm)
             and (not self._tpm or self._tokens.amount + tokens < self._tpm)
             and (not self._rpd or (day.count < self._rpd and self._wall() < day.ends))
         )

@@ -82,14 +82,15 @@ class Tier:
 class Ring:
     """Who can be lent for one model to one owner, as of `version`, until `good_until`."""
 
-    __slots__ = ("_good_until", "_nothing", "_nothing_mark", "_version", "rested", "unrested")
+    __slots__ = ("_good_until", "_nothing_mark", "_version", "rested", "said", "unrested")
 
     def __init__(self, start: int) -> None:
         self.unrested = Tier(start)
         self.rested = Tier(start)
         self._version = -1
         self._good_until = 0.0
-        self._nothing: Wait | NoKey | None = None
+        self.said: Wait | NoKey | None = None
+        """What was said when none could be lent: see `nothing`."""
         self._nothing_mark = -1
 
     def stale(self, version: int, now: float) -> bool:
@@ -114,7 +115,7 @@ class Ring:
         self.unrested.fill(order, unrested, whole=len(unrested) == len(slots))
         self.rested.fill(order, rested, whole=False)
         self._version, self._good_until = version, changes
-        self._nothing = None
+        self.said = None
 
     def choose(self, avoid: Collection[str], tokens: int, now: float) -> Slot | None:
         slot = self.unrested.choose(avoid, tokens, now) or self.rested.choose(avoid, tokens, now)
@@ -124,7 +125,7 @@ class Ring:
 
     def nothing(self, mark: int, now: float) -> Wait | NoKey | None:
         """What was said when none could be lent, if that still holds: a crowd of waiters costs one search."""
-        said = self._nothing
+        said = self.said
         if said is None or mark != self._nothing_mark:
             return None
         if isinstance(said, Wait) and said.until is not None and now >= said.until:
@@ -132,4 +133,4 @@ class Ring:
         return said
 
     def say(self, nothing: Wait | NoKey, mark: int) -> None:
-        self._nothing, self._nothing_mark = nothing, mark
+        self.said, self._nothing_mark = nothing, mark

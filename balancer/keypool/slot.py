@@ -101,9 +101,13 @@ class Slot:
         quota = self.quota
         if quota is None:
             return True
-        if now < self.shut_until or quota.full(self.in_flight):
+        if now < self.shut_until:
             return False
-        if quota.roomy(tokens) or quota.back(tokens, now)[0] <= now:
+        if quota.roomy(tokens, self.in_flight):
+            return True
+        if quota.full(self.in_flight):
+            return False
+        if quota.back(tokens, now)[0] <= now:
             return True
         self.shut_until = quota.back(0, now)[0]
         return False

@@ -112,7 +112,7 @@ def auth(callers: Callable[[], Callers]) -> Middleware:
 
     @web.middleware
     def middleware(request: web.Request, handler: Handler) -> Awaitable[web.StreamResponse]:
-        surface = request.get(SURFACE)
+        surface = request[SURFACE]
         if surface is not None:
             try:
                 client = surface.recognise(request)

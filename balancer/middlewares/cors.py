@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
 from balancer.web import RECORD, SURFACE, is_listed
@@ -24,11 +24,11 @@ def cors() -> Middleware:
 
     @web.middleware
     def middleware(request: web.Request, handler: Handler) -> Awaitable[web.StreamResponse]:
-        origin = request.headers.get("Origin")  # nearly no caller is a web page: the others pay for no coroutine
+        origin = request.headers.get(hdrs.ORIGIN)  # nearly no caller is a web page: the others pay for no coroutine
         return handler(request) if origin is None else crossing(request, handler, origin)
 
     async def crossing(request: web.Request, handler: Handler, origin: str) -> web.StreamResponse:
-        surface = request.get(SURFACE)
+        surface = request[SURFACE]
         if surface is None:
             return await handler(request)
         allowed = surface.allowed_origins()

@@ -15,8 +15,8 @@ class Drain:
         self.begun = asyncio.Event()
         """Set with `draining`: for those who hold a connection and would not end by themselves."""
         self.in_flight = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._idle: asyncio.Event | None = None
+        """There while somebody waits."""
 
     def begin(self) -> None:
         self.draining = True
@@ -24,14 +24,16 @@ class Drain:
 
     async def idle(self) -> None:
         """Returns when nothing is in flight."""
-        await self._idle.wait()
+        while self.in_flight:
+            self._idle = self._idle or asyncio.Event()
+            await self._idle.wait()
 
     def enter(self, record: Record) -> None:
         record.close = self.draining
         self.in_flight += 1
-        self._idle.clear()
 
     def leave(self) -> None:
         self.in_flight -= 1
-        if not self.in_flight:
+        if self._idle is not None and not self.in_flight:
             self._idle.set()
+            self._idle = None

@@ -58,7 +58,7 @@ def _answer(
         request.protocol.force_close()
         raise ConnectionResetError("answer cut")
     record.status = failure.status
-    return (request.get(SURFACE) or default()).refuse(failure, request)
+    return (request[SURFACE] or default()).refuse(failure, request)
 
 
 def _from_aiohttp(request: web.Request, refused: web.HTTPException) -> ProxyError:

@@ -9,11 +9,13 @@ from itertools import count
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
+from multidict import istr
 
 from balancer.clock import Clock
 from balancer.model import Record
 from balancer.web import RECORD, SURFACE, Surface
 
+_FIELD = istr("X-Request-Id")
 _USABLE = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
 
@@ -31,16 +33,19 @@ def begin(request: web.Request, now: float, surfaces: Sequence[Surface]) -> Reco
 
     `X-Request-Id` of the caller is kept where it is harmless in a log; else one is made.
     """
-    given = request.headers.get("X-Request-Id")
-    usable = given is not None and _USABLE.fullmatch(given) is not None
-    record = Record(now, given if usable and given is not None else new_id(), request.method)
+    given = request.headers.get(_FIELD)
+    if given is not None and _USABLE.fullmatch(given) is not None:
+        record = Record(now, given, request.method)
+    else:
+        record = Record(now, new_id(), request.method, own_id=True)
     record.path = request.raw_path.partition("?")[0]
     request[RECORD] = record
     for surface in surfaces:
         if surface.claims(request):
             request[SURFACE] = surface
             record.surface = surface.name
-            break
+            return record
+    request[SURFACE] = None
     return record
 
 

@@ -33,19 +33,26 @@ class AccessLines:
         """`now` is monotonic, as the record's times are; `wall` is the same moment's time of day."""
         said = self._said_often if len(record.path) <= LONG_PATH else self._said
         second, micro = divmod(round(wall * 1e6), 1_000_000)
+        number = f'"{record.request_id}"' if record.own_id else quoted(self._mask(record.request_id))
         text = (
-            f'{{"timestamp":"{_second(second)}.{micro:06d}Z","level":"info","event":"request",'
-            f'"request_id":{quoted(self._mask(record.request_id))},'
+            f'{{"timestamp":"{_second(second)}.{str(1_000_000 + micro)[1:]}Z","level":"info","event":"request",'
+            f'"request_id":{number},'
             f"{said(record.client, record.surface, record.method, record.path, record.model, record.upstream, record.key)},"
-            f'"attempts":{record.attempts},"status":{record.status or 499},'
-            f'"bytes_in":{record.bytes_in},"bytes_out":{record.bytes_out},"ms":{(now - record.started) * 1000:.2f}'
         )
-        if record.first_byte is not None:
-            waited = (record.first_byte - record.started) * 1000
-            text += f',"ttfb_ms":{waited:.2f},"overhead_ms":{overhead(record) * 1000:.3f}'
         if record.error is not None:
-            text += f',"error":{quoted(self._mask(record.error))}'
-        return f"{text}}}\n".encode("utf-8", "replace")
+            text += f'"error":{quoted(self._mask(record.error))},'
+        began, first_byte = record.started, record.first_byte
+        figures = {
+            "attempts": record.attempts,
+            "status": record.status or 499,
+            "bytes_in": record.bytes_in,
+            "bytes_out": record.bytes_out,
+            "ms": int((now - began) * 1e5 + 0.5) / 100,  # not by `round` or a format, which take five times as long
+        }
+        if first_byte is not None:
+            figures["ttfb_ms"] = int((first_byte - began) * 1e5 + 0.5) / 100
+            figures["overhead_ms"] = int(overhead(record) * 1e6 + 0.5) / 1000
+        return text.encode("utf-8", "replace") + orjson.dumps(figures, option=orjson.OPT_APPEND_NEWLINE)[1:]
 
     def _said(
         self,
@@ -87,9 +94,10 @@ class AccessLines:
 
 def overhead(record: Record) -> float:
     """Seconds of the time to first byte that are our own doing: not the upstream's, the client's, or a wait for a key."""
-    if record.first_byte is None:
+    first_byte = record.first_byte
+    if first_byte is None:
         return 0.0
-    own = record.first_byte - record.started - record.upstream_wait - record.other_wait
+    own = first_byte - record.started - record.upstream_wait - record.other_wait
     return own if own > 0.0 else 0.0
 
 

@@ -141,11 +141,10 @@ class Logs:
         """
         if self._level > logging.INFO:
             return
-        done = (record, now, time.time())
         if self.later is None or self._console:
-            self._sink.write(self._line(*done))
+            self._sink.write(self._line(record, now, time.time()))
         else:
-            self._wait(done, self.later)
+            self._wait((record, now, time.time()), self.later)
 
     def _wait(self, what: bytes | tuple[Record, float, float], later: Callable[[Callable[[], None]], object]) -> None:
         if not self._waiting:

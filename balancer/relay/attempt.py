@@ -11,7 +11,7 @@ from balancer.model import GONE, OK, Effect, Judgement, Verdict
 from balancer.relay.exchange import Exchange, Refusal
 from balancer.relay.learning import Lesson
 from balancer.relay.retry import Failure
-from balancer.relay.stream import TokenCount, copy
+from balancer.relay.stream import Passing, copy
 from balancer.relay.transport import Answer
 from balancer.relay.watchdog import Phase, Watchdog
 from balancer.upstreams.base import ERROR_BODY_LIMIT
@@ -19,8 +19,8 @@ from balancer.wire.encoding import inflate
 from balancer.wire.headers import RESPONSE_DROP, end_to_end, first
 
 
-async def attempt(exchange: Exchange, lease: Lease) -> Failure | None:
-    """Send the call with the leased key, and end the lease whatever happens.
+async def attempt(exchange: Exchange, lease: Lease, begun: float) -> Failure | None:
+    """Send the call with the leased key, and end the lease whatever happens. `begun` is now (monotonic).
 
     Returns None when the client has its answer, whole or cut; else what stood in the way, and then nothing has reached the
     client. Raises ClientGone, ClientStalled, and the ProxyError of a client's body that breaks its limits.
@@ -34,12 +34,11 @@ async def attempt(exchange: Exchange, lease: Lease) -> Failure | None:
     )
     record.attempts += 1
     record.key = lease.key.fingerprint
-    tokens = TokenCount() if lease.key.tpm is not None else None
+    passing = Passing(reply, record, counts=lease.key.tpm is not None)
     judgement = GONE
-    now = exchange.now()
-    remaining = None if call.deadline is None else call.deadline - now
+    remaining = None if call.deadline is None else call.deadline - begun
     try:
-        with Watchdog(upstream.timeouts, remaining, now - record.started) as watchdog:
+        with Watchdog(upstream.timeouts, remaining, begun - record.started) as watchdog:
             answer = await _ask(exchange, lease, watchdog)
             if upstream.reach.troubled:
                 upstream.reach.answered()
@@ -55,7 +54,8 @@ async def attempt(exchange: Exchange, lease: Lease) -> Failure | None:
                 if call.rewrite is not None:
                     answer.headers = call.rewrite(answer.headers, lease.key.stable_owner)
                 keepalive = exchange.rooms.keepalive if call.surface == "openai" else None
-                await copy(answer, reply, watchdog, record, tokens, _lesson(exchange, lease), keepalive)
+                lesson = None if call.effect is Effect.NONE else _lesson(exchange, lease)
+                await copy(answer, passing, watchdog, lesson, keepalive)
                 return None
             finally:
                 answer.close()
@@ -73,7 +73,7 @@ async def attempt(exchange: Exchange, lease: Lease) -> Failure | None:
         judgement = GONE
         raise
     finally:
-        upstream.pool.report(lease, judgement, tokens=tokens.total if tokens is not None else None)
+        upstream.pool.report(lease, judgement, tokens=passing.tokens)
 
 
 async def _ask(exchange: Exchange, lease: Lease, watchdog: Watchdog) -> Answer:
@@ -131,9 +131,7 @@ async def _refusal(exchange: Exchange, answer: Answer, watchdog: Watchdog) -> Re
     return Refusal(judgement, status, answer.reason, answer.headers, body, text)
 
 
-def _lesson(exchange: Exchange, lease: Lease) -> Lesson | None:
-    if exchange.call.effect is Effect.NONE:
-        return None
+def _lesson(exchange: Exchange, lease: Lease) -> Lesson:
     pool, affinity = exchange.upstream.pool, exchange.rooms.affinity
     owner = pool.owner_of(lease.key.fingerprint)
     return Lesson(

@@ -13,7 +13,7 @@ from balancer.model import Call, Choice, Edit, Judgement, Record, Timeouts
 from balancer.relay.replay import Body
 from balancer.relay.stream import Reply
 from balancer.relay.transport import Transport
-from balancer.routing.affinity import Affinity, Want
+from balancer.routing.affinity import ANYWHERE, Affinity, Want
 from balancer.routing.backend_sessions import BackendSessions
 from balancer.routing.bot_conversations import BotConversations
 from balancer.routing.limits import Limits
@@ -83,7 +83,7 @@ class Way:
 
     upstream: Upstream
     choice: Choice
-    want: Want = field(default_factory=Want)
+    want: Want = ANYWHERE
     tried: bool = False
     """A request was sent there, or was to be."""
     dials: int = 0
@@ -96,34 +96,33 @@ class Way:
     """Fingerprints of keys that do not rest and yet refuse this call: none is asked twice."""
 
 
-@dataclass(slots=True)
 class Exchange:
     """One call: what was asked, where it may go and goes now, and how the answer gets back.
 
     `ways` are the upstreams that are left to it, best first; `take` says which one it is on.
     """
 
-    call: Call
-    body: Body
-    reply: Reply
-    record: Record
-    rooms: Rooms
-    ways: list[Way]
+    __slots__ = (
+        "_asked", "body", "call", "edits", "now", "record", "reply", "rooms", "upstream", "want", "way", "ways",
+    )  # fmt: skip
 
-    now: Callable[[], float] = field(init=False)
-    way: Way = field(init=False)
-    upstream: Upstream = field(init=False)
-    want: Want = field(init=False)
-    edits: Sequence[Edit] = field(init=False, default=())
-    """Splices of the body for this upstream."""
-    _asked: tuple[str | None, str] = field(init=False)
-    """The model and the path of the call as they came."""
+    way: Way
+    upstream: Upstream
 
-    def __post_init__(self) -> None:
-        self.now = self.rooms.clock.monotonic
-        self._asked = self.call.model, self.call.path
-        self._turn_to(self.ways[0])
-        self.want = self.way.want
+    def __init__(self, call: Call, body: Body, reply: Reply, record: Record, rooms: Rooms, ways: list[Way]) -> None:
+        self.call = call
+        self.body = body
+        self.reply = reply
+        self.record = record
+        self.rooms = rooms
+        self.ways = ways
+        self.now = rooms.clock.monotonic
+        self.edits: Sequence[Edit] = ()
+        """Splices of the body for this upstream."""
+        self._asked = call.model, call.path
+        """The model and the path of the call as they came."""
+        self._turn_to(ways[0])
+        self.want = ways[0].want
 
     def take(self, way: Way) -> None:
         """Go this way, with what is known of it now."""

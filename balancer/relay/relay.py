@@ -13,11 +13,11 @@ from balancer.errors import AnswerCut, ConnectFailed, FirstByteTimeout, ProxyErr
 from balancer.model import Call, Record
 from balancer.relay.attempt import attempt
 from balancer.relay.exchange import Exchange, Refusal, Rooms
-from balancer.relay.leasing import lease, nothing_ready
+from balancer.relay.leasing import lease, lease_at_once, nothing_ready
 from balancer.relay.replay import Body
 from balancer.relay.retry import Failure, pause_after, shows
 from balancer.relay.stream import Reply
-from balancer.relay.ways import find_owner, unreachable, ways_of
+from balancer.relay.ways import find_owner, mentions_of, unreachable, ways_of
 from balancer.routing.limits import limited
 from balancer.wire.headers import RESPONSE_DROP, end_to_end
 from balancer.wire.openai_errors import unbracket
@@ -31,15 +31,18 @@ async def relay(call: Call, body: Body, reply: Reply, rooms: Rooms, record: Reco
     exchange = Exchange(call, body, reply, record, rooms, ways_of(call, rooms))
     admitted = False
     try:
-        await _gather(exchange)
-        await find_owner(exchange)
+        if not (body.complete or call.streams) and (call.scans or body.fits):
+            await _gather(exchange)
+        mentions = mentions_of(exchange)
+        if mentions is not None:
+            await find_owner(exchange, mentions)
         if limited(call.client):
             await rooms.limits.admit(call.client)
             admitted = True
         failure: Failure | None = None
-        while (leased := await lease(exchange, failure)) is not None:
+        while (leased := lease_at_once(exchange) or await lease(exchange, failure)) is not None:
             begun = exchange.now()
-            failure = await attempt(exchange, leased)
+            failure = await attempt(exchange, leased, begun)
             _learn_reach(exchange, failure, begun)
             if failure is None:
                 return
@@ -58,12 +61,9 @@ async def relay(call: Call, body: Body, reply: Reply, rooms: Rooms, record: Reco
 
 
 async def _gather(exchange: Exchange) -> None:
-    """Read the body ahead where it may name something, or may have to be sent again."""
-    call, body = exchange.call, exchange.body
-    if call.streams or not (call.scans or body.fits):
-        return
+    """Read the body ahead: it may name something, or may have to be sent again."""
     began = exchange.now()
-    await body.gather()
+    await exchange.body.gather()
     exchange.record.other_wait += exchange.now() - began
 
 

@@ -194,10 +194,11 @@ class Body:
 
     def release(self) -> None:
         """Forget what is kept: the answer has begun, or nobody waits for one any more."""
+        if self._source is None or (self.touched and not self._pieces):
+            return  # nothing is: it is called when the answer begins, and at the end
         self._pieces.clear()
-        if self._taken:  # called twice: when the answer begins, and at the end
-            self._give(self._taken)
-        self.touched = self.touched or self._source is not None
+        self._give(self._taken)
+        self.touched = True
 
 
 def spliced(pieces: Iterable[bytes], edits: Sequence[Edit]) -> Iterator[bytes]:

@@ -45,49 +45,39 @@ class Reply(Protocol):
         ...
 
 
-class TokenCount:
-    """Reads the last `usageMetadata.totalTokenCount` of an answer as it passes."""
+class Passing:
+    """Sink that hands each piece of an answer to the client and counts what passes."""
 
-    __slots__ = ("_tail", "total")
+    __slots__ = ("_counts", "_tail", "flush", "keepalive", "record", "reply", "tokens")
 
-    def __init__(self) -> None:
-        self.total: int | None = None
-        self._tail = b""
-
-    def feed(self, data: bytes) -> None:
-        if self._tail:
-            self._last(self._tail + data[:_TAIL])
-        self._last(data)
-        self._tail = data[-_TAIL:] if len(data) >= _TAIL else (self._tail + data)[-_TAIL:]
-
-    def _last(self, text: bytes) -> None:
-        place = text.rfind(b'"totalTokenCount"')
-        if place >= 0 and (found := _TOTAL_TOKENS.match(text, place)) is not None:
-            self.total = int(found[1])
-
-
-class _Passing:
-    """Sink that hands each piece to the client and keeps count."""
-
-    __slots__ = ("_record", "_reply", "_tokens", "flush", "keepalive")
-
-    def __init__(self, reply: Reply, record: Record, tokens: TokenCount | None) -> None:
-        self._reply = reply
-        self._record = record
-        self._tokens = tokens
+    def __init__(self, reply: Reply, record: Record, *, counts: bool) -> None:
+        """`counts`: tokens too, as the answer tells of them."""
+        self.reply = reply
+        self.record = record
         self.flush = reply.flush
         self.keepalive: KeepAlive | None = None
+        self.tokens: int | None = None
+        """The last `usageMetadata.totalTokenCount` that has passed."""
+        self._counts = counts
+        self._tail = b""
 
     async def write(self, data: bytes) -> None:
-        self._record.bytes_out += len(data)
-        if self._tokens is not None:
-            self._tokens.feed(data)
+        self.record.bytes_out += len(data)
+        if self._counts:
+            self._look(data)
         if self.keepalive is None:
-            await self._reply.write(data)
+            await self.reply.write(data)
             return
         self.keepalive.passing(data)
-        await self._reply.write(data)
+        await self.reply.write(data)
         self.keepalive.passed()
+
+    def _look(self, data: bytes) -> None:
+        for text in (self._tail + data[:_TAIL], data) if self._tail else (data,):
+            place = text.rfind(b'"totalTokenCount"')
+            if place >= 0 and (found := _TOTAL_TOKENS.match(text, place)) is not None:
+                self.tokens = int(found[1])
+        self._tail = data[-_TAIL:] if len(data) >= _TAIL else (self._tail + data)[-_TAIL:]
 
 
 class _Held:
@@ -95,7 +85,7 @@ class _Held:
 
     __slots__ = ("_lesson", "_passing", "_start", "body", "released")
 
-    def __init__(self, passing: _Passing, start: Callable[[], Awaitable[None]], lesson: Lesson) -> None:
+    def __init__(self, passing: Passing, start: Callable[[], Awaitable[None]], lesson: Lesson) -> None:
         self._lesson = lesson
         self._passing = passing
         self._start = start
@@ -122,24 +112,23 @@ class _Held:
 
 
 async def copy(
-    answer: Answer,
-    reply: Reply,
-    watchdog: Watchdog,
-    record: Record,
-    tokens: TokenCount | None,
-    lesson: Lesson | None,
-    keepalive: float | None = None,
+    answer: Answer, passing: Passing, watchdog: Watchdog, lesson: Lesson | None, keepalive: float | None = None
 ) -> None:
     """Pass on a whole answer, and learn from it. Raises AnswerCut; if the client's answer has begun, the caller cuts it.
 
     `keepalive`: seconds of silence after which an event stream gets a comment; None: never.
     """
-    passing = _Passing(reply, record, tokens)
+    reply = passing.reply
+    if lesson is None and keepalive is None:
+        await reply.start(answer.status, answer.reason, answer.headers)
+        await answer.pump(passing, watchdog)
+        await reply.finish()
+        return
 
     async def start(headers: Headers = answer.headers) -> None:
         await reply.start(answer.status, answer.reason, headers)
         if keepalive is not None and KeepAlive.fits(headers):
-            passing.keepalive = KeepAlive(reply, record, keepalive)
+            passing.keepalive = KeepAlive(reply, passing.record, keepalive)
 
     try:
         if lesson is not None:
@@ -159,7 +148,7 @@ async def copy(
 
 
 async def _taught(
-    answer: Answer, body: bytes, lesson: Lesson, passing: _Passing, start: Callable[[Headers], Awaitable[None]]
+    answer: Answer, body: bytes, lesson: Lesson, passing: Passing, start: Callable[[Headers], Awaitable[None]]
 ) -> None:
     """Learn from an answer that is here whole, and send it on."""
     headers = answer.headers

@@ -169,7 +169,9 @@ class HttpTransport:
         self._busy += 1
         answer: HttpAnswer | None = None
         try:
-            connection = self._reusable() or await self._connector.connect(self._way, [], self._timeout)
+            connection = self._reusable()
+            if connection is None:
+                connection = await self._connector.connect(self._way, [], self._timeout)
             answer = (answering or HttpAnswer)(connection, self._done)
             await answer.ask(outbound.method, self._head(outbound, content, length), content, length)
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.ClientHttpProxyError) as broken:
@@ -193,7 +195,7 @@ class HttpTransport:
         """The request's head. No field can end early: what they are made of was parsed, or checked with the configuration."""
         target = outbound.url if self._absolute else outbound.url.removeprefix(self._origin)
         lines = [f"{outbound.method} {target} HTTP/1.1", self._host_line]
-        lines += [f"{name}: {value}" for name, value in outbound.headers]
+        lines += map(": ".join, outbound.headers)
         if isinstance(content, bytes):
             lines.append(f"Content-Length: {len(content)}")
         elif content is not None:
@@ -213,7 +215,7 @@ class HttpTransport:
         while idle:
             connection, _ = idle.pop()
             protocol = connection.protocol
-            if protocol is not None and not protocol.should_close and protocol.is_connected():
+            if protocol is not None and protocol.is_connected():
                 return connection
             connection.close()
         return None
@@ -240,10 +242,11 @@ class HttpTransport:
 class HttpAnswer:
     """Answer on one connection, which is handed back to its transport if everything was read and sent."""
 
-    __slots__ = ("_connection", "_content", "_done", "_upload", "headers", "reason", "status")
+    __slots__ = ("_connection", "_content", "_done", "_protocol", "_upload", "headers", "reason", "status")
 
     def __init__(self, connection: Connection, done: Callable[[Connection | None], None]) -> None:
         self._connection = connection
+        self._protocol = connection.protocol
         self._done: Callable[[Connection | None], None] | None = done
         self._upload: asyncio.Task[None] | None = None
         self._content: StreamReader
@@ -255,7 +258,7 @@ class HttpAnswer:
         self, method: str, head: bytes, content: bytes | AsyncIterator[bytes] | None, length: int | None
     ) -> None:
         """Send the request and wait for the head of the final answer. Raises what aiohttp's protocol raises."""
-        protocol = self._connection.protocol
+        protocol = self._protocol
         if protocol is None or protocol.transport is None:
             raise aiohttp.ServerDisconnectedError
         assert isinstance(protocol, _Connection)
@@ -307,12 +310,11 @@ class HttpAnswer:
         done, self._done = self._done, None
         if done is None:
             return
-        sent = self._upload is None or self._upload.done()
-        if not sent and self._upload is not None:
-            self._upload.cancel()
-        protocol = self._connection.protocol
-        whole = sent and self.status and self._content.is_eof()
-        if whole and protocol is not None and not protocol.should_close:
+        upload, protocol = self._upload, self._protocol
+        sent = upload is None or upload.done()
+        if upload is not None and not sent:
+            upload.cancel()
+        if sent and self.status and self._content.is_eof() and protocol is not None and not protocol.should_close:
             done(self._connection)  # whether it is still open is looked at when it is wanted again
         else:
             self._connection.close()

@@ -31,26 +31,6 @@ FIRST_BYTE, IDLE, CLIENT = Phase.FIRST_BYTE, Phase.IDLE, Phase.CLIENT
 """The same by their names alone: looking one up in its class costs as much as all else that `phase()` does."""
 
 _NEVER = float("inf")
-_MOST_LIMITS = 64
-
-_Limits = tuple[Timeouts, dict[Phase, float], float]
-_known: dict[int, _Limits] = {}
-"""By the identity of the timeouts, which are kept so that it stays theirs."""
-
-
-def _limits(timeouts: Timeouts) -> _Limits:
-    """Seconds by phase, and the fewest of them."""
-    known = _known.get(id(timeouts))
-    if known is not None:
-        return known
-    if len(_known) >= _MOST_LIMITS:
-        _known.clear()
-    idle = _NEVER if timeouts.idle is None else timeouts.idle
-    first_byte = _NEVER if timeouts.first_byte is None else timeouts.first_byte
-    limits = {Phase.UPLOAD: _NEVER, FIRST_BYTE: first_byte, IDLE: idle, CLIENT: idle}
-    made = _known[id(timeouts)] = (timeouts, limits, min(idle, first_byte))
-    return made
-
 
 TICK = 0.02
 """Seconds between two looks at all attempts, at least."""
@@ -66,9 +46,7 @@ class _Sweep:
         self._handle: asyncio.TimerHandle | None = None
 
     def by(self, when: float) -> None:
-        """Look at all no later than then."""
-        if when >= self.wake:
-            return
+        """Look at all no later than then, which is before `wake`."""
         if self._handle is not None:
             self._handle.cancel()
         self.wake = when
@@ -85,7 +63,8 @@ class _Sweep:
                 each.expire()
             else:
                 first = min(first, now + each.shortest(), due)
-        self.by(max(first, now + TICK) if first < _NEVER else _NEVER)
+        if first < _NEVER:
+            self.by(max(first, now + TICK))
 
 
 _sweep: _Sweep | None = None
@@ -110,20 +89,19 @@ class Watchdog:
         "_deadline",
         "_end",
         "_expired",
-        "_limits",
         "_phase",
-        "_shortest",
         "_since",
         "_sweep",
         "_task",
         "_time",
+        "_timeouts",
     )
 
     def __init__(self, timeouts: Timeouts, remaining: float | None = None, spent: float = 0.0) -> None:
         loop = asyncio.get_running_loop()
         self._sweep = _sweep_of(loop)
         self._time = loop.time
-        _, self._limits, self._shortest = _limits(timeouts)
+        self._timeouts = timeouts
         self._phase = FIRST_BYTE
         self._since = now = loop.time()
         self._deadline = _NEVER if remaining is None else now + remaining
@@ -142,9 +120,11 @@ class Watchdog:
     def __enter__(self) -> Watchdog:
         self._cancelling = self._task.cancelling()
         self._sweep.watched.add(self)
-        wake = self._since + self._shortest
-        wake = self._deadline if self._deadline < wake else wake
-        self._sweep.by(self._end if self._end < wake else wake)
+        wake = self._since + self._timeouts.shortest
+        wake = min(wake, self._deadline)
+        wake = min(wake, self._end)
+        if wake < self._sweep.wake:
+            self._sweep.by(wake)
         return self
 
     def __exit__(
@@ -170,7 +150,7 @@ class Watchdog:
         return self._expired
 
     def shortest(self) -> float:
-        return self._shortest
+        return self._timeouts.shortest
 
     def expire(self) -> None:
         self._expired = True
@@ -178,5 +158,14 @@ class Watchdog:
 
     def due(self) -> float:
         """When the present wait has lasted too long; infinity where nothing limits it."""
-        patience = self._deadline if self._phase in (FIRST_BYTE, Phase.UPLOAD) else _NEVER
-        return min(self._since + self._limits[self._phase], patience, self._end)
+        match self._phase:
+            case Phase.UPLOAD:
+                return min(self._deadline, self._end)
+            case Phase.FIRST_BYTE:
+                return min(self._since + _seconds(self._timeouts.first_byte), self._deadline, self._end)
+            case Phase.IDLE | Phase.CLIENT:
+                return min(self._since + _seconds(self._timeouts.idle), self._end)
+
+
+def _seconds(limit: float | None) -> float:
+    return _NEVER if limit is None else limit

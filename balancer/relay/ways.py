@@ -29,15 +29,21 @@ def ways_of(call: Call, rooms: Rooms) -> list[Way]:
     return [Way(rooms.upstreams[choice.upstream], choice) for choice in choices]
 
 
-async def find_owner(exchange: Exchange) -> None:
+def mentions_of(exchange: Exchange) -> Mentions | None:
+    """What the call's body names; None where nothing binds the call at all, as it is of most."""
+    call = exchange.call
+    mentions = exchange.naming.mentions(_readable(exchange)) if call.scans else NOTHING
+    if mentions is NOTHING and not (call.names or call.owner or call.session or call.uploads or call.address):
+        return None
+    return mentions
+
+
+async def find_owner(exchange: Exchange, mentions: Mentions) -> None:
     """Where in each way the call must or would rather go; of several ways, only the owner's is left, if there is one.
 
     Raises ProxyError: what it names is another client's, of several owners, or cannot be looked for now.
     """
     call = exchange.call
-    mentions = exchange.naming.mentions(_readable(exchange)) if call.scans else NOTHING
-    if mentions is NOTHING and not (call.names or call.owner or call.session or call.uploads or call.address):
-        return
     if len(exchange.ways) == 1:
         exchange.way.want = await _want(exchange, exchange.way, mentions)
     else:

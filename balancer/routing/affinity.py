@@ -32,7 +32,7 @@ MOST_SEARCHED = 16
 """Resources of unknown owner that one request may have looked for."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Want:
     """Where a call goes. `owner`: only there. `prefer`: there while it is ready. `unknown`: resources to look for first."""
 
@@ -58,6 +58,10 @@ class Want:
                 "Upload files that belong together with the same X-Session-Id header, and they land on one key.",
             )
         self.owner = owners[0] if owners else None
+
+
+ANYWHERE = Want()
+"""What a call wants that nothing binds. Shared by all of them, so it is never written to."""
 
 
 class Affinity:

@@ -6,13 +6,14 @@ import asyncio
 import socket
 import struct
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.helpers import rfc822_formatted_time
 from aiohttp.http import HttpVersion11
 from aiohttp.web_exceptions import HTTPException
 
 from balancer.errors import AnswerBroken, ClientGone, ClientStalled, ProxyError
 from balancer.model import Headers, Record
+from balancer.wire.headers import MOST_NAMES
 
 
 class ClientBody:
@@ -25,7 +26,7 @@ class ClientBody:
         self._request = request
         self._left = limit
         self._idle = idle
-        expect = request.headers.get("Expect")
+        expect = request.headers.get(hdrs.EXPECT)
         if expect is not None and expect.lower() != "100-continue":
             raise ProxyError(
                 417, "expectation_failed", "The only expectation that can be met is 100-continue.", close=True
@@ -115,16 +116,14 @@ class ClientReply:
         if status == 204:
             headers = [field for field in headers if field[0].lower() != "content-length"]  # RFC 9110 section 8.6
         lines = [f"HTTP/1.{1 if modern else 0} {status} {reason}"]
-        said = {}
-        for name, value in headers:
-            lines.append(f"{name}: {value}")
-            if len(name) in _NOTED_LENGTHS and (lower := name.lower()) in _NOTED:
-                said[lower] = value
+        lines += map(": ".join, headers)  # not by an f-string, which is slow with aiohttp's sort of str
+        said = {noted: field[1] for field in headers if (noted := _noted[field[0]])}
         if "content-length" in said:
             self._left = int(said["content-length"])
         if "x-request-id" not in said:
             lines.append(f"X-Request-Id: {record.request_id}")
-        lines += [f"{name}: {value}" for name, value in record.fields]
+        if record.fields:
+            lines += map(": ".join, record.fields)
         keep_alive = request.keep_alive and not record.close
         self._empty = status in (204, 304) or request.method == "HEAD"
         if self._left is None and not self._empty:
@@ -202,7 +201,20 @@ def _reset(transport: asyncio.Transport) -> None:
 
 _NOTED = frozenset({"date", "x-request-id", "content-length"})
 """Names, in lower case, of the fields that decide what is added to a head."""
-_NOTED_LENGTHS = frozenset(map(len, _NOTED))
+
+
+class _Noted(dict[str, str]):
+    """A field's name in lower case if it is one of those, else "", by its spelling."""
+
+    def __missing__(self, name: str) -> str:
+        if len(self) >= MOST_NAMES:
+            self.clear()
+        lower = name.lower()
+        found = self[name] = lower if lower in _NOTED else ""
+        return found
+
+
+_noted = _Noted()
 _CONTROLS = bytes(code for code in (*range(0x20), 0x7F) if code != 0x09)
 
 

@@ -15,7 +15,9 @@ from functools import cached_property, lru_cache
 from urllib.parse import unquote
 
 from balancer.model import Effect
-from balancer.wire.resources import PUBLIC, in_path
+from balancer.wire import upload_url
+from balancer.wire.headers import strip_query
+from balancer.wire.resources import PUBLIC, in_path, in_query
 
 _PREFIX = re.compile(r"(?:/s/([^/]+)(/+gemini)?|(/gemini)(?:/+s/([^/]+))?)(?=/)")
 _VERSIONED = re.compile(r"/(?:(?:upload|download)/)?(v1\w*)/[A-Za-z][\w.-]*(?:[:/].*)?")
@@ -46,6 +48,23 @@ _MAKES_NOTHING = _REPEATABLE | {
 """Methods whose answer tells of no resource."""
 
 
+@dataclass(frozen=True, slots=True)
+class Errand:
+    """What a request with one HTTP method is about, as far as its target tells: see the methods of `Target` of these names.
+
+    `path` is the target without what is ours in its query, and `removed` is that.
+    """
+
+    path: str
+    removed: dict[str, str]
+    effect: Effect
+    repeatable: bool
+    pages: bool
+    gathers: bool
+    names: tuple[str, ...]
+    """The resources that path and query name."""
+
+
 @dataclass(frozen=True)
 class Target:
     """A request target: `path` and `query` are raw, without what stood before them."""
@@ -59,7 +78,7 @@ class Target:
     session: str | None
     says_gemini: bool
     """`/gemini` was one of them."""
-    _effects: dict[str, Effect] = field(default_factory=dict, compare=False, repr=False)
+    _errands: dict[str, Errand] = field(default_factory=dict, compare=False, repr=False)
 
     @cached_property
     def raw(self) -> str:
@@ -68,6 +87,12 @@ class Target:
     @cached_property
     def is_upload(self) -> bool:
         return self.path.startswith("/upload/")
+
+    @cached_property
+    def is_chunk(self) -> bool:
+        """Whether it is the address of an upload under way, as upstreams and we write it."""
+        of_one = "upload_id=" in self.query or f"{upload_url.MEMBER}=" in self.query
+        return of_one and "/upload/" in f"{self.prefix}{self.path}"
 
     @cached_property
     def method(self) -> str | None:
@@ -106,14 +131,23 @@ class Target:
     def repeatable(self, method: str) -> bool:
         return method in ("GET", "HEAD") or self.method in _REPEATABLE
 
-    def effect(self, method: str) -> Effect:
-        """What a request with this HTTP method does to resources."""
-        known = self._effects.get(method)
+    def errand(self, method: str) -> Errand:
+        """All that is decided by target and HTTP method, decided once: targets come again and again."""
+        known = self._errands.get(method)
         if known is None:
-            known = self._effects[method] = self._effect(method)
+            known = self._errands[method] = self._errand(method)
         return known
 
-    def _effect(self, method: str) -> Effect:
+    def _errand(self, method: str) -> Errand:
+        path, removed = strip_query(self.raw, upload_url.INTERNAL)
+        names = [self.named] if self.named is not None else []
+        if "%2" in path or "/" in self.query:
+            names += [root for root in in_query(path.partition("?")[2]) if root not in names]
+        effect, repeatable = self.effect(method), self.repeatable(method)
+        return Errand(path, removed, effect, repeatable, self.pages(method), self.gathers(method), tuple(names))
+
+    def effect(self, method: str) -> Effect:
+        """What a request with this HTTP method does to resources."""
         named = self.named
         match method:
             case "GET":

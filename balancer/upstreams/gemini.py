@@ -42,7 +42,7 @@ from balancer.model import (
 from balancer.upstreams.base import model_list, own_call, retry_after
 from balancer.wire import google
 from balancer.wire.google import GoogleError, Quota
-from balancer.wire.headers import first
+from balancer.wire.headers import Sieve, first
 
 DEAD_KEY_REASONS = re.compile(
     r"API_KEY_(?:INVALID|EXPIRED|[A-Z_]+_BLOCKED)|CONSUMER_(?:SUSPENDED|INVALID)|(?:SERVICE|BILLING)_DISABLED"
@@ -87,8 +87,8 @@ class GeminiKind:
             fields, credential = self._bearer, ("authorization", f"Bearer {key.secret}")
         else:
             fields, credential = self._google, ("x-goog-api-key", key.secret)
-        replaced = fields.replaced
-        headers = [field for field in call.headers if field[0].lower() not in replaced]
+        passes = fields.passes
+        headers = [field for field in call.headers if passes[field[0]]]
         headers += fields.added
         headers.append(credential)
         return Outbound(call.method, self._base_url + path, headers)
@@ -124,15 +124,15 @@ class GeminiKind:
 
 @dataclass(frozen=True, slots=True)
 class _Fields:
-    """What changes in a request's fields for one way of showing the key: names that are left out, and what is added."""
+    """What changes in a request's fields for one way of showing the key: which of them pass, and what is added."""
 
-    replaced: frozenset[str]
+    passes: Sieve
     added: tuple[tuple[str, str], ...]
 
     @classmethod
     def of(cls, extra_headers: Mapping[str, str], credentials: set[str]) -> Self:
         added = tuple(field for field in extra_headers.items() if field[0].lower() not in credentials)
-        return cls(frozenset(field.lower() for field in extra_headers) | credentials, added)
+        return cls(Sieve(credentials.union(field.lower() for field in extra_headers)), added)
 
 
 def _shows_own_credential(call: Call) -> bool:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
+from itertools import compress
 from urllib.parse import unquote_plus
 
 HOP_BY_HOP = frozenset({
@@ -41,51 +42,55 @@ MOST_NAMES = 2048
 _SECONDS = re.compile(r"[0-9]{1,18}(?:\.[0-9]{1,18})?")
 
 
+class Sieve(dict[str, bool | None]):
+    """Whether a field passes, by its name as it was spelled: `sieve[name]`. None is False for a Connection field.
+
+    Each spelling is decided once: the same few come again and again. Callers choose them, so only so many are remembered.
+    """
+
+    def __init__(self, drop: Collection[str]) -> None:
+        """`drop`: names in lower case, and prefixes, which end in a hyphen, of fields that stay behind."""
+        super().__init__()
+        self._drop = frozenset(drop)
+        self._prefixes = tuple(each for each in drop if each.endswith("-"))
+
+    def __missing__(self, name: str) -> bool | None:
+        lower = name.lower()
+        passes = None if lower == "connection" else not (lower in self._drop or lower.startswith(self._prefixes))
+        if len(self) >= MOST_NAMES:
+            self.clear()
+        self[name] = passes
+        return passes
+
+
 def end_to_end(headers: Iterable[tuple[str, str]], drop: frozenset[str]) -> list[tuple[str, str]]:
     """The fields that travel on, in order, spelling and number as they came.
 
     Left out are hop-by-hop fields, those that a Connection field names, and those in `drop`: names in lower case, and
     prefixes, which end in a hyphen.
     """
-    known = _decided(drop)
-    kept = []
-    named: set[str] | None = None
-    for field in headers:
-        name = field[0]
-        keep = known.get(name)
-        if keep is None:
-            keep = _decide(name, drop, known)
-        if keep:
-            kept.append(field)
-        elif len(name) == len("connection") and name.lower() == "connection":
-            named = _named(field[1], named)
-    if named:
-        return [field for field in kept if field[0].lower() not in named]
-    return kept
+    fields = headers if isinstance(headers, list) else list(headers)
+    sieve = _travels(drop)
+    passes = [sieve[field[0]] for field in fields]
+    kept = list(compress(fields, passes))
+    if None not in passes:
+        return kept
+    named: set[str] = set()
+    for name, value in fields:
+        if sieve[name] is None:
+            named |= _named(value)
+    return [field for field in kept if field[0].lower() not in named] if named else kept
 
 
 @lru_cache(maxsize=64)
-def _decided(drop: frozenset[str]) -> dict[str, bool]:
-    """Whether a field travels on, by its name as it was spelled: the same few come again and again."""
-    return {}
+def _travels(drop: frozenset[str]) -> Sieve:
+    return Sieve(HOP_BY_HOP | drop)
 
 
-def _decide(name: str, drop: frozenset[str], known: dict[str, bool]) -> bool:
-    lower = name.lower()
-    prefixes = tuple(each for each in drop if each.endswith("-"))
-    keep = not (lower in HOP_BY_HOP or lower in drop or lower.startswith(prefixes))
-    if len(known) >= MOST_NAMES:
-        known.clear()
-    known[name] = keep
-    return keep
-
-
-def _named(connection: str, known: set[str] | None) -> set[str] | None:
-    """Field names of a Connection value, added to those of an earlier one."""
+def _named(connection: str) -> set[str]:
+    """The field names of a Connection value."""
     value = connection.lower()
-    if value in ("keep-alive", "close"):
-        return known
-    return {option.strip(" \t") for option in value.split(",")} | (known or set())
+    return set() if value in ("keep-alive", "close") else {option.strip(" \t") for option in value.split(",")}
 
 
 def first(headers: Iterable[tuple[str, str]], name: str) -> str | None:
