@@ -51,8 +51,8 @@ WARM_CALLS = 3
 METHOD = """\
 Method: the program under test on core {proxy}, load and upstream on core {load}; loopback, plain HTTP; CPU of all threads of all
 processes of a target from /proc (schedstat), memory from /proc (VmRSS); every round measures all targets in turn, there and back
-again: {often} rounds of {seconds} s of unary requests and of events, {rounds} of {short} s with one client, {few} of starts,
-memory and transfers of {transfer} MiB; medians; each measurement is warmed up for {warm} s. "added" is the difference to the
+again: {often} rounds of {seconds} s of unary requests, {rounds} of events and chats, {rounds} of {short} s with one client, {few} of
+starts, memory and transfers of {transfer} MiB; medians; each measurement is warmed up for {warm} s. "added" is the difference to the
 upstream alone in the same round. A ratio is the median of the rounds' own ratios; absolute numbers do not travel.
 balancer: client tokens, affinity, 3 keys with rpm, rpd, tpm and concurrency limits, all timeouts, request ids, one JSON access
 line to a file, metrics. floor: tests/bench/floor.py, on uvloop as well. nginx: one worker, buffering off, no access log.
@@ -70,7 +70,7 @@ PER_ROUND: dict[str, Measure] = {
     "chat_events": figures.chat_events,
     "ttfb": figures.first_byte,
 }
-OFTEN = frozenset({"unary", "events"})
+OFTEN = frozenset({"unary"})
 TRANSFERS: dict[str, Measure] = {"upload": figures.upload, "download": figures.download}
 
 
@@ -186,8 +186,8 @@ class Bench:
                     await figures.until_answer(target)
                 for target, names in ((little, 1000), (bindings, self.scale.bindings)):
                     await figures.meet(target, names)
-                for turn in range(self.few * self.scale.slices):
-                    self.say(f"growth: round {turn + 1} of {self.few * self.scale.slices}")
+                for turn in range(self.rounds):
+                    self.say(f"growth: round {turn + 1} of {self.rounds}")
                     for name, target, what in (
                         ("10 keys", little, figures.UNARY),
                         ("200 keys", keys, figures.UNARY),

@@ -40,16 +40,16 @@ class Scale:
     """How long and how large. Seconds of one measurement, its warm-up, connections, streams, bytes."""
 
     seconds: float = 0.5
-    short: float = 1.0
+    short: float = 0.75
     warm: float = 0.25
     connections: int = 64
     streams: int = 64
     stream_interval: int = 8
-    idle_streams: int = 1000
+    idle_streams: int = 700
     transfer: int = GIB
     bindings: int = 100_000
     slices: int = 3
-    """Rounds of unary requests and of events for each round of the other figures."""
+    """Rounds of unary requests for each round of the other figures."""
     little: int = 1000
     """Turns, and sessions, of a store with little in it; those of one with much follow."""
     turns: int = 200_000
