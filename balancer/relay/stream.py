@@ -20,6 +20,8 @@ from balancer.wire.headers import end_to_end
 _TOTAL_TOKENS = re.compile(rb'"totalTokenCount"\s*:\s*(\d{1,12})')
 _TAIL = 40
 """Bytes kept between two pieces: longer than any text the pattern above matches."""
+_LARGE = 4096
+"""Bytes of a piece from which on two looks cost less than a copy."""
 
 
 class Reply(Protocol):
@@ -73,11 +75,18 @@ class Passing:
         self.keepalive.passed()
 
     def _look(self, data: bytes) -> None:
-        for text in (self._tail + data[:_TAIL], data) if self._tail else (data,):
-            place = text.rfind(b'"totalTokenCount"')
-            if place >= 0 and (found := _TOTAL_TOKENS.match(text, place)) is not None:
-                self.tokens = int(found[1])
-        self._tail = data[-_TAIL:] if len(data) >= _TAIL else (self._tail + data)[-_TAIL:]
+        if len(data) > _LARGE:
+            self._find(self._tail + data[:_TAIL])
+            text = data
+        else:
+            text = self._tail + data
+        self._find(text)
+        self._tail = text[-_TAIL:]
+
+    def _find(self, text: bytes) -> None:
+        place = text.rfind(b'"totalTokenCount"')
+        if place >= 0 and (found := _TOTAL_TOKENS.match(text, place)) is not None:
+            self.tokens = int(found[1])
 
 
 class _Held:

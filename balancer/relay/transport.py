@@ -286,13 +286,12 @@ class HttpAnswer:
 
     async def pump(self, sink: Sink, watchdog: Watchdog) -> None:
         content = self._content
-        while True:
+        while not content.at_eof():
             watchdog.phase(IDLE)
             try:
-                piece = content.read_nowait(-1)
-                if not piece:
-                    if content.at_eof():
-                        return
+                if content._buffer:  # aiohttp's own way to ask is to read
+                    piece = content.read_nowait(-1)
+                else:
                     sink.flush()
                     piece = await content.readany()
             except (aiohttp.ClientError, HttpProcessingError, OSError) as broken:
@@ -300,8 +299,9 @@ class HttpAnswer:
             if piece:
                 watchdog.phase(CLIENT)
                 await sink.write(piece)
-                if content.at_eof() and content.exception() is None:
-                    return  # a body whose framing broke is at its end too, and must not look whole
+        failure = content.exception()
+        if failure is not None:  # a body whose framing broke is at its end too, and must not look whole
+            raise AnswerCut(_describe(failure)) from failure
 
     def unread(self) -> bytes:
         return b"".join(self._content._read_nowait_chunk(-1) for _ in range(len(self._content._buffer)))

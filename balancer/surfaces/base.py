@@ -10,6 +10,7 @@ from aiohttp import hdrs, web
 from aiohttp.helpers import rfc822_formatted_time
 from aiohttp.http import HttpVersion11
 from aiohttp.web_exceptions import HTTPException
+from multidict import istr
 
 from balancer.errors import AnswerBroken, ClientGone, ClientStalled, ProxyError
 from balancer.model import Headers, Record
@@ -226,9 +227,12 @@ def _head(lines: list[str]) -> bytes:
     return head
 
 
+_DEADLINE_FIELDS = (istr("x-stainless-read-timeout"), istr("x-stainless-timeout"))
+
+
 def stainless_deadline(request: web.Request, started: float) -> float | None:
     """`x-stainless-read-timeout` or `x-stainless-timeout` (seconds, sent by OpenAI's SDKs) as monotonic time."""
-    for name in ("x-stainless-read-timeout", "x-stainless-timeout"):
+    for name in _DEADLINE_FIELDS:
         given = request.headers.get(name)
         try:
             seconds = float(given) if given is not None else 0.0

@@ -7,7 +7,7 @@ claims ends here too, and gets its error in this dialect.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
@@ -17,6 +17,7 @@ from urllib.parse import unquote
 import orjson
 import structlog
 from aiohttp import web
+from multidict import istr
 
 from balancer.clock import Clock
 from balancer.errors import ProxyError
@@ -210,9 +211,9 @@ class OpenAISurface:
         client, record = request[CLIENT], request[RECORD]
         place = openai_ids.place(request.method, target.path)
         effect = place.effect
-        given: list[Any] = [request.headers.get("X-Session-Id"), removed.get("session_id")]
+        given: list[Any] = [request.headers.get(_SESSION_FIELD), removed.get("session_id"), target.session]
         if isinstance(asked, openai.Asked):
-            given += [asked.session_id, _text(_member(asked.metadata, "sessionId"))]
+            given[2:2] = [asked.session_id, _text(_member(asked.metadata, "sessionId"))]
             if place.if_stored and not asked.store:
                 effect = Effect.NONE
         call = Call(
@@ -222,7 +223,7 @@ class OpenAISurface:
             path=path,
             headers=_headers(request, identity=effect in (Effect.CREATE, Effect.READ, Effect.LIST)),
             client=client,
-            session=next((found for each in [*given, target.session] if (found := handle_of(each)) is not None), None),
+            session=_first_handle(given),
             deadline=stainless_deadline(request, record.started),
             repeatable=place.repeatable and effect is not Effect.CREATE,
             effect=effect,
@@ -338,7 +339,7 @@ class OpenAISurface:
                 body.release()
                 raise
         path, removed = strip_query(f"{target.path}?{target.query}" if target.query else target.path, INTERNAL)
-        given = (request.headers.get("X-Session-Id"), removed.get("session_id"), target.session)
+        given = (request.headers.get(_SESSION_FIELD), removed.get("session_id"), target.session)
         call = Call(
             surface="raw",
             dialect=settings.passing.get(target.upstream, "openai"),
@@ -348,7 +349,7 @@ class OpenAISurface:
             client=client,
             model=model,
             choices=(Choice(target.upstream, model),),
-            session=next((found for each in given if (found := handle_of(each)) is not None), None),
+            session=_first_handle(given),
             deadline=stainless_deadline(request, record.started),
             repeatable=request.method in ("GET", "HEAD"),
         )
@@ -372,6 +373,7 @@ class OpenAISurface:
         return model
 
 
+_SESSION_FIELD = istr("X-Session-Id")
 _CREDENTIAL_TEXTS = {"missing_api_key": NO_CREDENTIAL, "invalid_api_key": BAD_CREDENTIAL}
 
 
@@ -389,6 +391,14 @@ def _model_of(asked: Asked | None) -> str | None:
 
 def _member(tree: Any, name: str) -> Any:
     return tree.get(name) if isinstance(tree, dict) else None
+
+
+def _first_handle(given: Iterable[Any]) -> str | None:
+    """The first that is a session id, of all places where one may be given."""
+    for each in given:
+        if each is not None and (found := handle_of(each)) is not None:
+            return found
+    return None
 
 
 def _text(value: Any) -> Any:

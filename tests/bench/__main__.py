@@ -51,9 +51,9 @@ WARM_CALLS = 3
 METHOD = """\
 Method: the program under test on core {proxy}, load and upstream on core {load}; loopback, plain HTTP; CPU of all threads of all
 processes of a target from /proc (schedstat), memory from /proc (VmRSS); every round measures all targets in turn, there and back
-again: {often} rounds of {seconds} s of unary requests, {rounds} of events and chats, {rounds} of {short} s with one client, {few} of
-starts, memory and transfers of {transfer} MiB; medians; each measurement is warmed up for {warm} s. "added" is the difference to the
-upstream alone in the same round. A ratio is the median of the rounds' own ratios; absolute numbers do not travel.
+again: {often} rounds of {seconds} s of unary requests, {rounds} of events and of chats, {rounds} of {short} s with one client,
+{few} of starts, memory and transfers of {transfer} MiB; medians; each measurement is warmed up for {warm} s. "added" is the
+difference to the upstream alone in the same round. A ratio is the median of the rounds' own; absolute numbers do not travel.
 balancer: client tokens, affinity, 3 keys with rpm, rpd, tpm and concurrency limits, all timeouts, request ids, one JSON access
 line to a file, metrics. floor: tests/bench/floor.py, on uvloop as well. nginx: one worker, buffering off, no access log.
 "spread" is half the distance between the quartiles of the rounds' ratios to the floor: smaller differences are noise.
