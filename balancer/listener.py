@@ -2,7 +2,7 @@
 
 - A request head must arrive within `header_timeout`, however slowly its bytes drip (aiohttp has no such limit).
 - Two `User-Agent` lines, or two equal `Content-Type` lines, are joined instead of refused: popular clients send them, and
-  aiohttp's parser has no setting for it. See `RepairingParser` for the rules that keep this safe.
+  aiohttp's parser has no setting for it. See `repairing` for the rules that keep this safe.
 - What the parser refuses is answered in a surface's dialect, and neither the answer nor the log repeats a byte of it.
 - Connections beyond `max_connections` are closed at once.
 - A client that leaves cancels its handler, so that the upstream is freed at once.
@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 import ssl
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from typing import Any, cast
 
 import structlog
@@ -26,6 +25,7 @@ from aiohttp.streams import EmptyStreamReader
 from aiohttp.web_protocol import _PAYLOAD_ACCESS_ERROR, ERROR, _ErrInfo
 
 from balancer.errors import ProxyError
+from balancer.repairing import RepairingParser
 from balancer.surfaces.base import RelayedResponse
 
 log = structlog.get_logger()
@@ -34,104 +34,6 @@ FIELD_LIMIT = 32768
 """Bytes of a request line or of one header field."""
 LINGER = 5.0
 """Seconds for which the rest of a request that was answered early is read and thrown away, so that the answer arrives."""
-_HEAD_LIMIT = 65536
-_DUPLICATE = re.compile(r"Duplicate '(User-Agent|Content-Type)' header", re.IGNORECASE)
-
-
-def repair(head: bytes) -> bytes | None:
-    """A request head with its repeated User-Agent and Content-Type lines made one; None if that would not be safe.
-
-    User-Agents are joined by a space, which is that field's own syntax (RFC 9110 section 10.1.5: products separated by
-    space). Equal Content-Types become one; different ones stay refused. Nothing is touched in a head with a folded line.
-    """
-    lines = head.split(b"\r\n")
-    if any(line[:1] in (b" ", b"\t") for line in lines[1:]):
-        return None
-    kept: list[bytes] = []
-    places: dict[bytes, int] = {}
-    for line in lines:
-        name, colon, value = line.partition(b":")
-        name = name.lower()
-        if not colon or name not in (b"user-agent", b"content-type"):
-            kept.append(line)
-            continue
-        value = value.strip(b" \t")
-        if name not in places:
-            places[name] = len(kept)
-            kept.append(line)
-        elif name == b"user-agent":
-            kept[places[name]] = kept[places[name]].rstrip(b" \t") + b" " + value
-        elif kept[places[name]].partition(b":")[2].strip(b" \t") != value:
-            return None
-    return b"\r\n".join(kept)
-
-
-class RepairingParser:
-    """aiohttp's request parser, given a second chance at heads that it refuses for a duplicate field.
-
-    The bytes of an unfinished head are kept, at most 64 KiB of them and only where a message begins. When the parser
-    refuses such a head for one of the two fields, the head is repaired and fed once to a fresh parser with the same limits:
-    nothing is accepted that it would not accept without the second line. A head that was pipelined behind another request in
-    one read stays refused.
-    """
-
-    __slots__ = ("_awaited", "_feed", "_fresh", "_head", "_on_head", "_parser", "_payload", "message_consumed")
-
-    def __init__(self, fresh: Callable[[], Any], on_head: Callable[[bool], None]) -> None:
-        """`on_head(complete)` is told when a head has begun (False) and when it is complete (True)."""
-        self._fresh = fresh
-        self._on_head = on_head
-        self._awaited = True
-        self._head = b""
-        self._payload: Any = None
-        self._adopt(fresh())
-
-    def _adopt(self, parser: Any) -> None:
-        self._parser = parser
-        self._feed = parser.feed_data
-        self.message_consumed = parser.message_consumed
-
-    def __getattr__(self, name: str) -> Any:
-        """Everything else of aiohttp's parser, as it is."""
-        return getattr(self._parser, name)
-
-    def feed_data(self, data: bytes) -> tuple[Sequence[Any], bool, bytes]:
-        payload = self._payload
-        between = payload is None or payload.is_eof()
-        if between and len(self._head) <= _HEAD_LIMIT:
-            self._head = self._head + data if self._head else data
-        try:
-            result = self._feed(data)
-        except HttpProcessingError as refused:
-            result = self._again(refused)
-        messages = result[0]
-        if messages:
-            if messages[0][0].version[0] != 1:
-                raise BadHttpMessage("not HTTP/1")
-            self._head = b""
-            self._payload = messages[-1][1]
-            if self._awaited:
-                self._await_head(False)
-        elif between and data and not self._awaited:
-            self._await_head(True)
-        return result  # type: ignore[no-any-return]
-
-    def _await_head(self, awaited: bool) -> None:
-        self._awaited = awaited
-        self._on_head(not awaited)
-
-    def _again(self, refused: HttpProcessingError) -> Any:
-        head, rest = self._head, b""
-        self._head = b""
-        self._await_head(False)
-        if _DUPLICATE.search(str(refused.message)) is None or len(head) > _HEAD_LIMIT:
-            raise refused
-        head, end, rest = head.partition(b"\r\n\r\n")
-        repaired = repair(head)
-        if not end or repaired is None:
-            raise refused
-        self._adopt(self._fresh())
-        return self._feed(repaired + end + rest)
 
 
 class _Request(web.Request):

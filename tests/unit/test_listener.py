@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from balancer.listener import repair
+from balancer.repairing import repair
 from tests.proxy import GENERATE, KEYS, post_bytes, proxying
 from tests.upstream import WAIT, raw_upstream, serving
 
