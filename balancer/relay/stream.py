@@ -63,16 +63,17 @@ class Passing:
         self._counts = counts
         self._tail = b""
 
-    async def write(self, data: bytes) -> None:
+    def write(self, data: bytes) -> Awaitable[None]:
         self.record.bytes_out += len(data)
         if self._counts:
             self._look(data)
-        if self.keepalive is None:
-            await self.reply.write(data)
-            return
-        self.keepalive.passing(data)
+        return self.reply.write(data) if self.keepalive is None else self._between(data, self.keepalive)
+
+    async def _between(self, data: bytes, keepalive: KeepAlive) -> None:
+        """Write between two comments."""
+        keepalive.passing(data)
         await self.reply.write(data)
-        self.keepalive.passed()
+        keepalive.passed()
 
     def _look(self, data: bytes) -> None:
         if len(data) > _LARGE:

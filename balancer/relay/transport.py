@@ -10,7 +10,7 @@ import asyncio
 import functools
 import ssl
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Protocol
 
 import aiohttp
@@ -38,8 +38,8 @@ class Sink(Protocol):
         """Nothing follows at once: let the head go now."""
         ...
 
-    async def write(self, data: bytes) -> None:
-        """Take these bytes; returns when more may come."""
+    def write(self, data: bytes) -> Awaitable[None]:
+        """Take these bytes; done when more may come."""
         ...
 
 
