@@ -120,9 +120,7 @@ class Watchdog:
     def __enter__(self) -> Watchdog:
         self._cancelling = self._task.cancelling()
         self._sweep.watched.add(self)
-        wake = self._since + self._timeouts.shortest
-        wake = min(wake, self._deadline)
-        wake = min(wake, self._end)
+        wake = min(self._since + self._timeouts.shortest, self._deadline, self._end)
         if wake < self._sweep.wake:
             self._sweep.by(wake)
         return self
