@@ -14,7 +14,7 @@ from multidict import istr
 
 from balancer.errors import AnswerBroken, ClientGone, ClientStalled, ProxyError
 from balancer.model import Headers, Record
-from balancer.wire.headers import MOST_NAMES
+from balancer.wire.often import BySpelling
 
 
 class ClientBody:
@@ -202,20 +202,7 @@ def _reset(transport: asyncio.Transport) -> None:
 
 _NOTED = frozenset({"date", "x-request-id", "content-length"})
 """Names, in lower case, of the fields that decide what is added to a head."""
-
-
-class _Noted(dict[str, str]):
-    """A field's name in lower case if it is one of those, else "", by its spelling."""
-
-    def __missing__(self, name: str) -> str:
-        if len(self) >= MOST_NAMES:
-            self.clear()
-        lower = name.lower()
-        found = self[name] = lower if lower in _NOTED else ""
-        return found
-
-
-_noted = _Noted()
+_noted = BySpelling(lambda name: name if name in _NOTED else "")
 _CONTROLS = bytes(code for code in (*range(0x20), 0x7F) if code != 0x09)
 
 

@@ -77,6 +77,8 @@ class GeminiSurface:
 
     def recognise(self, request: web.Request) -> Client | None:
         """The client of a chunk call, by the grant in its address. Raises ProxyError 404 if that does not hold."""
+        if "/upload/" not in request.raw_path:
+            return None
         target = read_target(request.raw_path)
         if target is None or not target.is_upload:
             return None

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
 from urllib.parse import unquote
 
 from balancer.model import Effect
-from balancer.wire import upload_url
+from balancer.wire import often, upload_url
 from balancer.wire.headers import strip_query
 from balancer.wire.resources import PUBLIC, in_path, in_query
 
@@ -170,7 +170,7 @@ class Target:
         return segments[2 if self.version else 1].partition(":")[0]
 
 
-@lru_cache(maxsize=1024)
+@often.of_target
 def read_target(raw: str) -> Target | None:
     """A raw request target of a shape that the Gemini API has, else None."""
     if not raw.startswith("/"):  # absolute form, RFC 9112 section 3.2.2: the host is ours all the same

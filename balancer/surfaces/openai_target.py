@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import lru_cache
 from urllib.parse import unquote
+
+from balancer.wire import often
 
 ANY = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 ROOTED = ("chat/completions", "completions", "embeddings", "responses", "models")
@@ -104,7 +105,7 @@ def route_of(path: str, method: str) -> Route | None:
     return next((route for pattern, route in _TABLE if pattern.fullmatch(path)), None)
 
 
-@lru_cache(maxsize=1024)
+@often.of_target
 def read_target(raw: str) -> Target | RawTarget | None:
     """What a raw request target asks for; None if it is of no shape of ours."""
     if not raw.startswith("/"):  # absolute form, RFC 9112 section 3.2.2: the host is ours all the same

@@ -42,7 +42,8 @@ from balancer.model import (
 from balancer.upstreams.base import model_list, own_call, retry_after
 from balancer.wire import google
 from balancer.wire.google import GoogleError, Quota
-from balancer.wire.headers import Sieve, first
+from balancer.wire.headers import first, sieve
+from balancer.wire.often import BySpelling
 
 DEAD_KEY_REASONS = re.compile(
     r"API_KEY_(?:INVALID|EXPIRED|[A-Z_]+_BLOCKED)|CONSUMER_(?:SUSPENDED|INVALID)|(?:SERVICE|BILLING)_DISABLED"
@@ -126,13 +127,13 @@ class GeminiKind:
 class _Fields:
     """What changes in a request's fields for one way of showing the key: which of them pass, and what is added."""
 
-    passes: Sieve
+    passes: BySpelling[bool | None]
     added: tuple[tuple[str, str], ...]
 
     @classmethod
     def of(cls, extra_headers: Mapping[str, str], credentials: set[str]) -> Self:
         added = tuple(field for field in extra_headers.items() if field[0].lower() not in credentials)
-        return cls(Sieve(credentials.union(field.lower() for field in extra_headers)), added)
+        return cls(sieve(credentials.union(field.lower() for field in extra_headers)), added)
 
 
 def _shows_own_credential(call: Call) -> bool:

@@ -30,7 +30,7 @@ import orjson
 
 from balancer.model import OK, Call, Disable, Headers, Judgement, Key, Outbound, Rest, Scope, Verdict
 from balancer.upstreams.base import model_list, own_call, retry_after
-from balancer.wire.headers import CLIENT_CREDENTIALS, Sieve, first
+from balancer.wire.headers import CLIENT_CREDENTIALS, first, sieve
 
 DEAD_KEY_CODES = frozenset({"account_deactivated", "invalid_api_key", "unsupported_country_region_territory"})
 """Codes of a 403 with which every call of the key fails until its owner acts."""
@@ -68,7 +68,7 @@ class OpenAIKind:
         self._key_header = key_header
         self._scheme = "Bearer " if key_header == "authorization" else ""
         self._extra = [field for field in extra_headers.items() if field[0].lower() not in CLIENT_CREDENTIALS]
-        self._passes = Sieve(CLIENT_CREDENTIALS.union(field.lower() for field in extra_headers))
+        self._passes = sieve(CLIENT_CREDENTIALS.union(field.lower() for field in extra_headers))
 
     def prepare(self, call: Call, key: Key) -> Outbound:
         """The call with its key."""

@@ -11,6 +11,8 @@ from functools import lru_cache
 from itertools import compress
 from urllib.parse import unquote_plus
 
+from balancer.wire.often import BySpelling
+
 HOP_BY_HOP = frozenset({
     "connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection", "te", "trailer",
     "transfer-encoding", "upgrade",
@@ -36,31 +38,20 @@ REQUEST_DROP = (
 RESPONSE_DROP = frozenset({"set-cookie", "alt-svc", "strict-transport-security"})
 """What of an upstream's answer would speak for our own origin."""
 
-MOST_NAMES = 2048
-"""Spellings of field names about which a decision is remembered; callers choose them."""
-
 _SECONDS = re.compile(r"[0-9]{1,18}(?:\.[0-9]{1,18})?")
 
 
-class Sieve(dict[str, bool | None]):
-    """Whether a field passes, by its name as it was spelled: `sieve[name]`. None is False for a Connection field.
+def sieve(drop: Collection[str]) -> BySpelling[bool | None]:
+    """Whether a field passes, by its name as it was spelled. None is False for a Connection field.
 
-    Each spelling is decided once: the same few come again and again. Callers choose them, so only so many are remembered.
+    `drop`: names in lower case, and prefixes, which end in a hyphen, of fields that stay behind.
     """
+    names, prefixes = frozenset(drop), tuple(each for each in drop if each.endswith("-"))
 
-    def __init__(self, drop: Collection[str]) -> None:
-        """`drop`: names in lower case, and prefixes, which end in a hyphen, of fields that stay behind."""
-        super().__init__()
-        self._drop = frozenset(drop)
-        self._prefixes = tuple(each for each in drop if each.endswith("-"))
+    def passes(name: str) -> bool | None:
+        return None if name == "connection" else not (name in names or name.startswith(prefixes))
 
-    def __missing__(self, name: str) -> bool | None:
-        lower = name.lower()
-        passes = None if lower == "connection" else not (lower in self._drop or lower.startswith(self._prefixes))
-        if len(self) >= MOST_NAMES:
-            self.clear()
-        self[name] = passes
-        return passes
+    return BySpelling(passes)
 
 
 def end_to_end(headers: Iterable[tuple[str, str]], drop: frozenset[str]) -> list[tuple[str, str]]:
@@ -70,21 +61,21 @@ def end_to_end(headers: Iterable[tuple[str, str]], drop: frozenset[str]) -> list
     prefixes, which end in a hyphen.
     """
     fields = headers if isinstance(headers, list) else list(headers)
-    sieve = _travels(drop)
-    passes = [sieve[field[0]] for field in fields]
+    travels = _travels(drop)
+    passes = [travels[field[0]] for field in fields]
     kept = list(compress(fields, passes))
     if None not in passes:
         return kept
     named: set[str] = set()
     for name, value in fields:
-        if sieve[name] is None:
+        if travels[name] is None:
             named |= _named(value)
     return [field for field in kept if field[0].lower() not in named] if named else kept
 
 
 @lru_cache(maxsize=64)
-def _travels(drop: frozenset[str]) -> Sieve:
-    return Sieve(HOP_BY_HOP | drop)
+def _travels(drop: frozenset[str]) -> BySpelling[bool | None]:
+    return sieve(HOP_BY_HOP | drop)
 
 
 def _named(connection: str) -> set[str]:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 from urllib.parse import unquote
 
@@ -110,7 +109,6 @@ class Place:
     scans: bool = False
 
 
-@lru_cache(maxsize=1024)
 def place(method: str, path: str) -> Place:
     """`path` is raw and without query, with or without the version before it: "/v1/files/file-abc/content"."""
     prefix, segments = _split(path)

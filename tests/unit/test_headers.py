@@ -12,8 +12,10 @@ from balancer.wire.headers import (
     first,
     parse_date,
     parse_retry_after,
+    sieve,
     strip_query,
 )
+from balancer.wire.often import LONGEST_NAME, LONGEST_TARGET, MOST_NAMES, MOST_TARGETS, of_target
 
 NOW = 1_790_000_000.0
 NONE: frozenset[str] = frozenset()
@@ -155,3 +157,25 @@ def test_retry_after_is_read_in_both_forms_and_nothing_else(value: str | None, s
 def test_a_date_says_nothing_where_the_time_is_not_known() -> None:
     assert parse_retry_after("Mon, 21 Sep 2026 14:13:50 GMT", float("nan")) is None
     assert parse_date("Mon, 21 Sep 2026 14:13:50 GMT") == NOW + 30
+
+
+@pytest.mark.parametrize("length", [LONGEST_NAME, LONGEST_NAME + 1])
+def test_callers_names_are_remembered_while_they_are_short_and_not_too_many(length: int) -> None:
+    passes = sieve({"x-ours"})
+    for number in range(2 * MOST_NAMES):
+        assert passes[f"x-{number:0{length - 2}}"] is True
+    assert len(passes) == (MOST_NAMES if length == LONGEST_NAME else 0)
+    assert [passes[name] for name in ("X-Ours", "Connection")] == [False, None]
+
+
+@pytest.mark.parametrize("length", [LONGEST_TARGET, LONGEST_TARGET + 1])
+def test_targets_are_remembered_while_they_are_short_and_not_too_many(length: int) -> None:
+    asked: list[str] = []
+    decide = of_target(asked.append)
+    targets = [f"/{number:0{length - 1}}" for number in range(MOST_TARGETS)]
+    for target in targets * 2:
+        decide(target)
+    assert len(asked) == MOST_TARGETS * (1 if length == LONGEST_TARGET else 2)
+    decide("/one-more")
+    decide(targets[0])
+    assert asked[-1] == targets[0]
