@@ -29,7 +29,7 @@ A further refusal of a disabled key changes nothing: only probes count.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -145,20 +145,26 @@ class Rests:
     def resting(self, now: float) -> Iterator[tuple[Model, Cooldown]]:
         return ((model, cooldown) for model, cooldown in self.by_model.items() if now < cooldown.until)
 
-    def saved(self, model: Model) -> Cooldown | None:
-        """A copy for `restore`."""
-        cooldown = self.by_model.get(model)
-        return replace(cooldown) if cooldown is not None else None
+    def saved(self, model: Model) -> Rests:
+        """The rest for this model alone, as it is: for `restore`."""
+        saved, cooldown = Rests(), self.by_model.get(model)
+        if cooldown is not None:
+            saved.by_model[model] = replace(cooldown)
+        return saved
 
-    def restore(self, model: Model, saved: Cooldown | None) -> None:
+    def restore(self, model: Model, saved: Rests) -> None:
         """Take back what was laid since."""
-        if saved is None:
+        cooldown = saved.by_model.get(model)
+        if cooldown is None:
             self.by_model.pop(model, None)
         else:
-            self.by_model[model] = saved
+            self.by_model[model] = cooldown
 
-    def merge(self, other: Rests, now: float) -> None:
+    def merge(self, other: Rests, now: float, only: Collection[Model] | None = None) -> None:
+        """Take over another's rests, of each two the longer; `only` those of these models."""
         for model, cooldown in other.by_model.items():
+            if only is not None and model not in only:
+                continue
             mine = self.by_model.get(model)
             if mine is None:
                 self._make_room(now)

@@ -20,6 +20,7 @@ import enum
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 
+from balancer.keypool.cooldown import Rests
 from balancer.keypool.slot import Slot
 
 WINDOW = 10.0
@@ -37,12 +38,20 @@ class Finding(enum.Enum):
     BACKOFF = "a backoff begins or doubles"
 
 
+@dataclass(frozen=True, slots=True)
+class TakeBack:
+    """What a refusal did, to be undone if it was not the key's doing. `before`: the rests that this leaves, if it was a rest."""
+
+    undo: Callable[[], None]
+    before: Rests | None = None
+
+
 @dataclass(slots=True)
 class _Suspicion:
     """Recent refusals of one kind: when each witness was refused last, and how to take back what it got for it."""
 
     witnesses: dict[str, tuple[float, Slot]] = field(default_factory=dict)
-    undo: dict[Hashable, tuple[float, Callable[[], None]]] = field(default_factory=dict)
+    undo: dict[Hashable, tuple[float, TakeBack]] = field(default_factory=dict)
 
     def prune(self, now: float) -> None:
         self.witnesses = {who: seen for who, seen in self.witnesses.items() if now - seen[0] <= WINDOW}
@@ -92,7 +101,7 @@ class Outage:
         self._stepped, self.until = now, now + self.seconds
         return Finding.BACKOFF
 
-    def remember(self, kind: str, subject: Hashable, undo: Callable[[], None], now: float) -> None:
+    def remember(self, kind: str, subject: Hashable, undo: TakeBack, now: float) -> None:
         """How to take back what a refusal of that kind did to `subject`; the first one's way stays the way.
 
         For refusals of any other kind this one is something else that speaks against `subject`.
@@ -101,6 +110,10 @@ class Outage:
         known = suspicion.undo.get(subject)
         self.confirm(subject)
         suspicion.undo[subject] = (now, undo if known is None else known[1])
+
+    def remembered(self, subject: Hashable) -> list[TakeBack]:
+        """All that may yet be taken back of `subject`."""
+        return [each.undo[subject][1] for each in self._suspicions.values() if subject in each.undo]
 
     def confirm(self, subject: Hashable) -> None:
         """Something else speaks against `subject`: nothing of it is to be taken back."""
@@ -111,8 +124,8 @@ class Outage:
         """Take back what the witnesses of that kind got."""
         suspicion = self._suspicions.pop(kind, None)
         if suspicion is not None:
-            for _, undo in suspicion.undo.values():
-                undo()
+            for _, laid in suspicion.undo.values():
+                laid.undo()
 
     def succeeded(self, *, begun: float, now: float) -> bool:
         """A lease begun then was answered; True if that ends a backoff."""

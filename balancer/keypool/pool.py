@@ -22,8 +22,8 @@ from functools import partial
 
 from balancer.clock import Clock
 from balancer.keypool.answers import Event, Lease, NoKey, Wait
-from balancer.keypool.cooldown import EVERY, Cooldown, Model, Rests, disabled
-from balancer.keypool.outage import Finding, Outage
+from balancer.keypool.cooldown import EVERY, Model, Rests, disabled
+from balancer.keypool.outage import Finding, Outage, TakeBack
 from balancer.keypool.roster import Roster
 from balancer.keypool.rotation import Ring
 from balancer.keypool.slot import Slot
@@ -61,7 +61,7 @@ class KeyPool:
         self._clock = clock
         self._monotonic = clock.monotonic
         self._offset = clock.wall() - clock.monotonic()
-        self._roster = Roster(clock)
+        self._roster = Roster(clock, self._merging)
         self._rested: dict[Model, float] = {}
         """Models that some rest names or named lately, with its end; all others share one ring."""
         self._rings: dict[tuple[str | None, Model], Ring] = {}
@@ -250,7 +250,7 @@ class KeyPool:
         before = rests.saved(model)
         wall = self._clock.wall()
         news = rests.refuse(model, rest, judgement.reason, begun=lease.started, now=now, wall=wall)
-        self._blame((rests, model), judgement, partial(self._restore, rests, model, before), now)
+        self._blame((rests, model), judgement, TakeBack(partial(self._restore, rests, model, before), before), now)
         self._mark_rested(((model, rests.until(model)),), now)
         self._version += 1
         if news:
@@ -261,7 +261,7 @@ class KeyPool:
         state = disabled(judgement, now)
         if slot.disabled is None:
             slot.disabled = state
-            self._blame(slot, judgement, partial(self._enable, slot), now)
+            self._blame(slot, judgement, TakeBack(partial(self._enable, slot)), now)
         elif state.alert and not slot.disabled.alert:
             slot.disabled.reason, slot.disabled.alert = state.reason, True
         else:
@@ -269,18 +269,24 @@ class KeyPool:
         self._version += 1
         self._emit(Event("disabled", slot.fingerprint, reason=state.reason, alert=state.alert))
 
-    def _blame(
-        self, subject: Slot | tuple[Rests, Model], judgement: Judgement, undo: Callable[[], None], now: float
-    ) -> None:
+    def _blame(self, subject: Slot | tuple[Rests, Model], judgement: Judgement, undo: TakeBack, now: float) -> None:
         """Tell the outage what a refusal did, so that it can be taken back if it was not the key's doing."""
         if judgement.correlates is None:
             self._outage.confirm(subject)
         else:
             self._outage.remember(judgement.correlates, subject, undo, now)
 
-    def _restore(self, rests: Rests, model: Model, saved: Cooldown | None) -> None:
+    def _restore(self, rests: Rests, model: Model, saved: Rests) -> None:
         rests.restore(model, saved)
         self._version += 1
+
+    def _merging(self, rests: Rests, other: Rests) -> None:
+        """What may be taken back of `rests` later must leave it with what it gets from the other."""
+        now = self._monotonic()
+        for model in other.by_model:
+            for undo in self._outage.remembered((rests, model)):
+                if undo.before is not None:
+                    undo.before.merge(other, now, (model,))
 
     def _enable(self, slot: Slot) -> None:
         if slot.disabled is None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from balancer.clock import Clock
+from balancer.keypool.cooldown import Rests
 from balancer.keypool.rotation import schedule
 from balancer.keypool.slot import Project, Slot
 from balancer.model import Key
@@ -13,10 +14,12 @@ from balancer.model import Key
 class Roster:
     """The keys, each once. `order` is one round of the rotation, in which a key stands as often as it weighs."""
 
-    __slots__ = ("_clock", "_owners", "_projects", "order", "slots")
+    __slots__ = ("_clock", "_merging", "_owners", "_projects", "order", "slots")
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, merging: Callable[[Rests, Rests], None]) -> None:
+        """`merging` (rests of a project, rests of a key that turns out to be one of its): about to become one."""
         self._clock = clock
+        self._merging = merging
         self.slots: dict[str, Slot] = {}
         """By fingerprint."""
         self.order: list[Slot] = []
@@ -67,6 +70,7 @@ class Roster:
         if slot.project.name == name:
             return
         project = Project() if name is None else self._projects.setdefault(name, Project(name))
+        self._merging(project.rests, slot.project.rests)
         project.rests.merge(slot.project.rests, self._clock.monotonic())
         slot.project = project
 

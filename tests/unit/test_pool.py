@@ -561,6 +561,21 @@ def test_a_rest_that_something_else_confirms_is_not_lifted() -> None:
     assert desk.ask(owner="b") == "b"
 
 
+def test_a_rest_that_another_key_brings_into_the_project_is_not_lifted() -> None:
+    desk = Desk(A, B, C, D)
+    of_project = Judgement(Verdict.CALLER, "400", project="q")
+    desk.ask_each(of_project, A)
+    in_flight = desk.take(owner="b")
+    desk.ask_each(rest(60, reason="429 per minute"), B)
+    desk.ask_each(CORRELATED, A)
+    desk.pool.report(in_flight, of_project)
+    desk.ask_each(CORRELATED, C, D)
+    assert desk.pool.snapshot().backoff_reason == "429"
+    desk.clock.advance(1)
+    assert desk.refused(owner="a") == Wait(desk.clock.monotonic() + 59, "429 per minute")
+    assert sorted(desk.lent(2)) == ["c", "d"]
+
+
 def test_a_rest_of_one_kind_of_refusal_is_not_lifted_with_those_of_another() -> None:
     desk = Desk(A, B)
     desk.ask_each(rest(0, correlates="503"), A)
