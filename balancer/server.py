@@ -37,8 +37,9 @@ INTERRUPT_DRAIN = 5.0
 """Seconds of drain after Ctrl-C on a terminal: somebody is waiting for the prompt."""
 StandIns = Mapping[str, tuple[str, tuple[str, ...]]]
 """Base URL and keys of the stand-in upstream of each kind."""
-ACCESS_FLUSH = 0.05
-"""Seconds that an access line may wait to be written with others: a system call for each would cost more than the line."""
+ACCESS_FLUSH = 0.01
+"""Seconds that an access line may wait to be written with others: a system call for each would cost more than the line, and
+more than a few lines at once would hold up a request that comes meanwhile."""
 WATCH_EVERY = 2.0
 """Seconds between two looks at the configuration file."""
 
