@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from balancer.relay.transport import Departures
+from balancer.relay.departures import Departures
 from tests.upstream import WAIT, Peer, RawUpstream, raw_upstream
 
 
