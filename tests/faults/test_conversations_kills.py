@@ -6,15 +6,12 @@ CHAT_KILLS is how often it is killed on each database.
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import random
-import re
 import signal
-import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager, ExitStack
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -26,10 +23,10 @@ from balancer.standin.openai.app import OpenAIStandIn
 from balancer.standin.openai.app import running as standing_in
 from tests.contract.databases import any_server, new_database, own_server
 from tests.faults.chat_load import Told, load, stored
+from tests.faults.process import WAIT, proxy
 
 KILLS = int(os.environ.get("CHAT_KILLS", "2"))
 CLIENTS = 12
-WAIT = 20.0
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -41,39 +38,11 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
             yield stack.enter_context(new_database(stack.enter_context(any_server())))
 
 
-@asynccontextmanager
-async def serving(folder: Path, database: str, upstream: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
-    """A whole proxy in a process of its own, and its address."""
-    config = folder / "config.yaml"
+def serving(
+    folder: Path, database: str, upstream: str
+) -> AbstractAsyncContextManager[tuple[asyncio.subprocess.Process, str]]:
     openai = {"kind": "openai", "base_url": f"{upstream}/v1", "keys": ["a-pool-key-0001"], "models": ["gpt-*"]}
-    tree = {
-        "server": {"port": 0},
-        "admin": {"port": "off"},
-        "database": {"url": database},
-        "upstreams": {"oa": openai},
-        "logging": {"level": "error"},
-    }
-    config.write_text(json.dumps(tree))
-    clean = {name: value for name, value in os.environ.items() if "PROXY" not in name.upper()}
-    program = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "balancer", "serve", "--config", str(config)),
-        stdout=asyncio.subprocess.PIPE,
-        env={**clean, "PYTHONPATH": str(Path(__file__).parents[2])},
-        cwd=folder,
-    )
-    assert program.stdout is not None
-    try:
-        async with asyncio.timeout(WAIT):
-            said = b""
-            while (found := re.search(rb"(http://127\.0\.0\.1:\d+) -> ", said)) is None:
-                line = await program.stdout.readline()
-                assert line, said
-                said += line
-        yield program, found[1].decode()
-    finally:
-        if program.returncode is None:
-            program.kill()
-        await program.communicate()
+    return proxy(folder, database, {"oa": openai})
 
 
 async def sessions_of(url: str, count: int) -> list[str]:
